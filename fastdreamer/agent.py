@@ -1,0 +1,153 @@
+"""The agent: owns the modules, learns from a batch, acts on a step. Plain PyTorch that reads like the paper.
+
+`loss` is one training step up to the gradient; `act` one step of the policy. Both are pure in their noise: the
+uniforms and normals they need come in as tensors. Source: SPEC 1.3 to 1.10.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastdreamer.batch import Batch, State
+from fastdreamer.behavior import Behavior, Dream
+from fastdreamer.config import LossConfig, ModelConfig
+from fastdreamer.nets import initialize
+from fastdreamer.noise import Noise
+from fastdreamer.spaces import Spaces
+from fastdreamer.world_model import WorldModel
+from fastdreamer_kernels.policy import policy_outputs, sample_action
+
+LOSS_SCALES = {"rew": 1.0, "con": 1.0, "dyn": 1.0, "rep": 0.1, "policy": 1.0, "value": 1.0, "repval": 0.3}
+
+
+class UpdateNoise(NamedTuple):
+    """The randomness of one update of B windows of T steps."""
+
+    observe: Tensor
+    """(B, T, S) uniforms of the posterior."""
+    imagine: Tensor
+    """(B*T, H, S) uniforms of the prior."""
+    action: Tensor
+    """(B*T, H+1, elements): uniforms for discrete actions, standard normals for continuous ones."""
+
+
+class ActNoise(NamedTuple):
+    """The randomness of one step of N environments."""
+
+    observe: Tensor
+    """(N, S) uniforms of the posterior."""
+    action: Tensor
+    """(N, elements)."""
+
+
+class ActState(NamedTuple):
+    """What the policy carries from step to step: the world state and the action it took, (N, ...)."""
+
+    world: State
+    action: dict[str, Tensor]
+
+
+class LossOutput(NamedTuple):
+    """The loss, the fresh states (B, T, ...) that the ring stores, and metrics without gradient."""
+
+    loss: Tensor
+    states: State
+    metrics: dict[str, Tensor]
+
+
+class Agent(nn.Module):
+    """World model and behavior over one set of observation and action spaces.
+
+    dtype: what is computed in (float32 or bfloat16); parameters are float32. Raises ValueError for spaces that no
+    encoder or head exists for.
+    """
+
+    def __init__(self, obs: Spaces, act: Spaces, model: ModelConfig, loss: LossConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config, self.dtype = loss, dtype
+        self.world = WorldModel(obs, act, model, loss)
+        self.behavior = Behavior(self.world.dyn.width, act, model, loss)
+
+    def initialize(self, noise: Noise) -> None:
+        """Fresh parameters; the slow critic starts as a copy of the critic."""
+        initialize(self, noise)
+        self.behavior.copy_slow_value()
+
+    def official_parameters(self) -> dict[str, nn.Parameter]:
+        """Every trained parameter by its official name, such as `dyn/dynin0/kernel`."""
+        return {name.split(".", 1)[1].replace(".", "/"): p for name, p in self.named_parameters() if p.requires_grad}
+
+    def loss(self, batch: Batch, start: State, prev_action: dict[str, Tensor], noise: UpdateNoise) -> LossOutput:
+        """One training step: learn the world from the batch, dream from each of its states, learn to act there.
+
+        start (B, ...): the state before the batch. prev_action (B, T, ...) per key: the action before each record.
+        Updates the return normaliser; everything else is left to the optimizer.
+        """
+        start = State(start.deter.to(self.dtype), start.stoch)
+        world = self.world.loss(batch, start, prev_action, noise.observe)
+        dream = self.dream(State(world.states.deter.flatten(0, 1), world.states.stoch.flatten(0, 1)), noise)
+        losses, returns, metrics = self.behavior.dream_losses(dream)
+        bootstrap = returns[:, 0].unflatten(0, batch.reward.shape)
+        losses |= world.losses | {"repval": self.behavior.replay_loss(world.feat, batch, bootstrap)}
+        means = {name: loss.mean() for name, loss in losses.items()}
+        total = torch.stack([self.scale(name) * mean for name, mean in means.items()]).sum()
+        metrics |= world.metrics | {f"loss/{name}": mean.detach() for name, mean in means.items()}
+        return LossOutput(total, world.states, metrics | {"opt/loss": total.detach()})
+
+    def scale(self, name: str) -> float:
+        """The weight of a loss term; reconstruction terms are called rec/KEY."""
+        return self.config.decoder if name.startswith("rec/") else LOSS_SCALES[name]
+
+    @torch.no_grad()
+    def dream(self, start: State, noise: UpdateNoise) -> Dream:
+        """Imagines H steps from every state (N, ...) and predicts what they are worth."""
+        states, action = self.world.dyn.imagine(
+            start, self.behavior.pol.weights(self.dtype), self.behavior.pol.keys, noise.imagine, noise.action,
+            self.behavior.actor_unimix,
+        )  # fmt: skip
+        feat = self.world.dyn.feat(states)
+        return Dream(feat, action, self.world.reward(feat), self.world.cont(feat))
+
+    def initial(self, rows: int) -> ActState:
+        """The carry of `act` before the first step; is_first resets it."""
+        device = next(self.parameters()).device
+        action = self.behavior.pol.split(torch.zeros(rows, sum(k.width for k in self.behavior.pol.keys), device=device))
+        return ActState(self.world.dyn.initial(rows, self.dtype, device), action)
+
+    @torch.no_grad()
+    def act(
+        self, obs: dict[str, Tensor], is_first: Tensor, state: ActState, noise: ActNoise
+    ) -> tuple[dict[str, Tensor], ActState]:
+        """Actions (N, *shape) per key and the next carry, from observations (N, *shape) and is_first (N,) bool.
+
+        Continuous actions are raw samples: the environment clips and scales them.
+        """
+        prev_action = {key: value.unsqueeze(1) for key, value in state.action.items()}
+        obs = {key: value.unsqueeze(1) for key, value in obs.items()}
+        world, latent, _ = self.world.observe(
+            obs, state.world, prev_action, is_first.unsqueeze(1), noise.observe.unsqueeze(1)
+        )
+        feat = torch.cat([world.deter, latent], -1)[:, 0]
+        pol = self.behavior.pol
+        outputs = policy_outputs(feat, pol.weights(self.dtype))
+        action = pol.split(sample_action(outputs, pol.keys, noise.action, self.behavior.actor_unimix))
+        return action, ActState(State(world.deter[:, 0], world.stoch[:, 0]), action)
+
+    def update_noise(self, observe: Noise, imagine: Noise, action: Noise, batch: int, time: int) -> UpdateNoise:
+        """Draws the noise of one update of `batch` windows of `time` steps, each from its own stream."""
+        rows, groups = batch * time, self.world.dyn.dims.stoch
+        return UpdateNoise(
+            observe.uniform(batch, time, groups),
+            imagine.uniform(rows, self.config.horizon, groups),
+            self._action_noise(action, rows, self.config.horizon + 1),
+        )
+
+    def act_noise(self, observe: Noise, action: Noise, rows: int) -> ActNoise:
+        """Draws the noise of one step of `rows` environments."""
+        return ActNoise(observe.uniform(rows, self.world.dyn.dims.stoch), self._action_noise(action, rows))
+
+    def _action_noise(self, noise: Noise, *lead: int) -> Tensor:
+        draw = [noise.uniform if key.classes else noise.normal for key in self.behavior.pol.keys]
+        parts = [sample(*lead, key.elements) for sample, key in zip(draw, self.behavior.pol.keys, strict=True)]
+        return torch.cat(parts, -1)

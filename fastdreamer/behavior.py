@@ -1,0 +1,147 @@
+"""Act two: learn to act in dreams. Actor, critic, lambda-returns; every loss of behavior. Source: SPEC 1.5 to 1.7."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastdreamer.batch import Batch
+from fastdreamer.config import LossConfig, ModelConfig
+from fastdreamer.dists import action_log_prob_entropy
+from fastdreamer.heads import PolicyHead, ScalarHead
+from fastdreamer.spaces import Spaces
+from fastdreamer_kernels import lambda_return
+from fastdreamer_kernels.policy import policy_outputs
+
+LAMBDA = 0.95
+ENTROPY_SCALE = 3e-4
+SLOW_RATE = 0.02
+RETURN_RATE, RETURN_PERCENTILES, RETURN_LIMIT = 0.01, (0.05, 0.95), 1.0
+
+
+class Dream(NamedTuple):
+    """An imagined rollout of N trajectories, the start at index 0; nothing carries gradient."""
+
+    feat: Tensor
+    """(N, H+1, F) in the compute dtype."""
+    action: Tensor
+    """(N, H+1, A) flat."""
+    reward: Tensor
+    """(N, H+1) float32, predicted on arrival."""
+    cont: Tensor
+    """(N, H+1) float32 in [0, 1], the discount inside."""
+
+
+class ReturnNormalizer(nn.Module):
+    """Running 5th and 95th percentile of the returns; their distance, at least 1, scales the advantages."""
+
+    def __init__(self, enabled: bool) -> None:
+        super().__init__()
+        self.enabled = enabled
+        self.register_buffer("lo", torch.zeros(()))
+        self.register_buffer("hi", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, returns: Tensor) -> None:
+        """Mixes in the percentiles of this batch; the statistics start at 0 and are not debiased."""
+        points = torch.tensor(RETURN_PERCENTILES, device=returns.device)
+        lo, hi = torch.quantile(returns.flatten(), points)
+        self.lo.lerp_(lo, RETURN_RATE)
+        self.hi.lerp_(hi, RETURN_RATE)
+
+    def stats(self) -> tuple[Tensor, Tensor]:
+        """Offset and scale, 0-d; 0 and 1 when normalisation is off."""
+        if not self.enabled:
+            return torch.zeros_like(self.lo), torch.ones_like(self.hi)
+        return self.lo, (self.hi - self.lo).clamp(min=RETURN_LIMIT)
+
+
+class Behavior(nn.Module):
+    """Actor, critic, and the slow critic that regularises it."""
+
+    def __init__(self, feat: int, act: Spaces, model: ModelConfig, loss: LossConfig) -> None:
+        super().__init__()
+        units = model.dims().units
+        self.config, self.actor_unimix = loss, model.actor_unimix
+        self.pol = PolicyHead(feat, units, act)
+        self.val = ScalarHead(feat, units, 3, model.heads)
+        self.slowval = ScalarHead(feat, units, 3, model.heads).requires_grad_(False)
+        self.retnorm = ReturnNormalizer(loss.retnorm)
+
+    def dream_losses(self, dream: Dream) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
+        """Losses policy and value (N, H), returns (N, H), metrics. Updates the return normaliser."""
+        outputs = policy_outputs(dream.feat, self.pol.weights(dream.feat.dtype))
+        log_prob, entropies = action_log_prob_entropy(outputs, self.pol.keys, dream.action, self.actor_unimix)
+        logits = self.val(dream.feat)
+        slow = self.slow_value(dream.feat)
+        losses, returns, metrics = self.actor_critic_losses(dream, log_prob, entropies, logits, slow)
+        for (key, space), entropy in zip(self.pol.spaces.items(), entropies, strict=True):
+            metrics[f"ent/{key}"] = entropy[:, :-1].detach().mean()
+            if space.classes:
+                metrics[f"rand/{key}"] = metrics[f"ent/{key}"] / (space.elements * torch.tensor(space.classes).log())
+        return losses, returns, metrics
+
+    def actor_critic_losses(
+        self, dream: Dream, log_prob: Tensor, entropies: list[Tensor], logits: Tensor, slow: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
+        """The losses from what the heads say: log-probs, entropies, slow value (N, H+1), critic output (N, H+1, *).
+
+        Losses policy and value (N, H), returns (N, H), metrics. Updates the return normaliser.
+        """
+        value = self.val.mean(logits.detach())
+        returns = lambda_return(dream.reward, dream.cont, value, torch.full_like(value, LAMBDA))
+        self.retnorm.update(returns)
+        offset, scale = self.retnorm.stats()
+        weight = torch.cumprod(dream.cont, 1)  # the root's continue is part of it
+        advantage = (returns - value[:, :-1]) / scale
+        objective = advantage * log_prob[:, :-1] + ENTROPY_SCALE * sum(entropies)[:, :-1]
+        losses = {
+            "policy": -weight[:, :-1] * objective,
+            "value": weight[:, :-1] * self.val.loss(logits[:, :-1], returns, slow[:, :-1]),
+        }
+        scaled = (returns - offset) / scale
+        metrics = {
+            "adv": advantage.mean(),
+            "adv_std": advantage.std(correction=0),
+            "adv_mag": advantage.abs().mean(),
+            "rew": dream.reward.mean(),
+            "con": dream.cont.mean(),
+            "ret": scaled.mean(),
+            "ret_min": scaled.min(),
+            "ret_max": scaled.max(),
+            "ret_rate": (scaled.abs() >= 1).float().mean(),
+            "val": value.mean(),
+            "tar": returns.mean(),
+            "slowval": slow.mean(),
+            "weight": weight.mean(),
+        }
+        return losses, returns, metrics
+
+    def replay_loss(self, feat: Tensor, batch: Batch, bootstrap: Tensor) -> Tensor:
+        """Value loss (B, T-1) on real rewards; it back-propagates into `feat` (B, T, F).
+
+        bootstrap (B, T): the imagined return that starts at each replayed step.
+        """
+        return self.replay_value_loss(self.val(feat), self.slow_value(feat), batch, bootstrap)
+
+    def replay_value_loss(self, logits: Tensor, slow: Tensor, batch: Batch, bootstrap: Tensor) -> Tensor:
+        """The same from what the heads say: critic output (B, T, *), slow value (B, T)."""
+        cont = (~batch.is_terminal).float() * (1 - 1 / self.config.discount_horizon)
+        alive = (~batch.is_last).float()
+        returns = lambda_return(batch.reward, cont, bootstrap, LAMBDA * alive)
+        return alive[:, :-1] * self.val.loss(logits[:, :-1], returns, slow[:, :-1])
+
+    @torch.no_grad()
+    def slow_value(self, feat: Tensor) -> Tensor:
+        """The slow critic's prediction (...) float32."""
+        return self.slowval.mean(self.slowval(feat))
+
+    @torch.no_grad()
+    def update_slow_value(self) -> None:
+        """slow <- 0.98 slow + 0.02 critic, after each optimizer step."""
+        torch._foreach_lerp_(list(self.slowval.parameters()), list(self.val.parameters()), SLOW_RATE)
+
+    @torch.no_grad()
+    def copy_slow_value(self) -> None:
+        """slow <- critic, at the start."""
+        self.slowval.load_state_dict(self.val.state_dict())

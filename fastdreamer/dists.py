@@ -1,0 +1,81 @@
+"""Distributions over heads: symexp two-hot, normal, continue, and the actor's. All in float32. Source: SPEC 2.6."""
+
+import math
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastdreamer_kernels.policy import ActionKey, bounded_normal
+from fastdreamer_kernels.unimix_kl.reference import mixed_log_probs
+
+BINS = 255
+LOG_TWO_PI = math.log(2 * math.pi)
+
+
+@cache
+def twohot_bins(device: torch.device) -> Tensor:
+    """symexp of 255 points in [-20, 20], mirrored about 0 so that they are exactly antisymmetric."""
+    half = torch.linspace(-20, 0, BINS // 2 + 1, dtype=torch.float32, device=device)
+    half = torch.sign(half) * torch.expm1(half.abs())
+    return torch.cat([half, -half[:-1].flip(0)])
+
+
+def twohot_mean(logits: Tensor) -> Tensor:
+    """Expected bin, (..., 255) -> (...). Mirrored bins are paired, so that uniform logits give exactly 0."""
+    probs = torch.softmax(logits.float(), -1)
+    middle = BINS // 2
+    pairs = probs[..., middle + 1 :] - probs[..., :middle].flip(-1)
+    return (pairs * twohot_bins(logits.device)[middle + 1 :]).sum(-1)
+
+
+def twohot_loss(logits: Tensor, *targets: Tensor) -> Tensor:
+    """Cross entropy with the two-hot encoding of each target, summed over targets: (..., 255), (...) -> (...).
+
+    A target between two bins is split linearly between them; beyond the ends all mass is on the end bin.
+    """
+    bins = twohot_bins(logits.device)
+    log_probs = torch.log_softmax(logits.float(), -1)
+    loss = torch.zeros(logits.shape[:-1], device=logits.device)
+    for target in targets:
+        target = target.detach().contiguous()
+        below = (torch.searchsorted(bins, target, right=True) - 1).clamp(0, BINS - 2)
+        low, high = bins[below], bins[below + 1]
+        weight = ((target - low) / (high - low)).clamp(0, 1)
+        pair = log_probs.gather(-1, torch.stack([below, below + 1], -1))
+        loss = loss - (1 - weight) * pair[..., 0] - weight * pair[..., 1]
+    return loss
+
+
+def normal_loss(mean: Tensor, *targets: Tensor) -> Tensor:
+    """-log N(target; mean, 1), summed over targets: (..., 1), (...) -> (...)."""
+    return sum(0.5 * ((mean[..., 0].float() - target.detach()).square() + LOG_TWO_PI) for target in targets)  # type: ignore[return-value]
+
+
+def binary_loss(logit: Tensor, target: Tensor) -> Tensor:
+    """Logistic cross entropy with a soft target in [0, 1]."""
+    return F.binary_cross_entropy_with_logits(logit.float(), target, reduction="none")
+
+
+def action_log_prob_entropy(
+    outputs: list[tuple[Tensor, ...]], keys: tuple[ActionKey, ...], action: Tensor, unimix: float
+) -> tuple[Tensor, list[Tensor]]:
+    """log pi(action) summed over keys (...), and the entropy of each key (...), both in nats.
+
+    outputs: of `policy_outputs`; action: flat (..., A). Log-probs and entropies are summed over a key's elements.
+    """
+    log_prob = torch.zeros(action.shape[:-1], device=action.device)
+    entropies = []
+    for key, outs, value in zip(keys, outputs, action.split([key.width for key in keys], -1), strict=True):
+        if key.classes:
+            shape = (key.elements, key.classes)
+            log_probs = mixed_log_probs(outs[0].unflatten(-1, shape), unimix)
+            log_prob = log_prob + (log_probs * value.unflatten(-1, shape)).sum((-2, -1))
+            entropies.append(-(log_probs.exp() * log_probs).sum((-2, -1)))
+        else:
+            mean, std = bounded_normal(*outs)
+            density = -0.5 * (((value - mean) / std).square() + LOG_TWO_PI) - std.log()
+            log_prob = log_prob + density.sum(-1)
+            entropies.append((0.5 * (1 + LOG_TWO_PI) + std.log()).sum(-1))
+    return log_prob, entropies

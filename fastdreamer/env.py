@@ -1,0 +1,141 @@
+"""Environments behind one narrow interface: `recv` a Step, `send` an action, in turn; episodes follow one another.
+
+    env = make_env("CartPole-v1", num_envs=16, seed=0)
+    step = env.recv()                # every record is_first
+    while True:
+        env.send(policy(step))       # what is sent where is_last is ignored by the environment
+        step = env.recv()
+
+numpy only: nothing here imports torch.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastdreamer.env_action import ActionCodec
+from fastdreamer.env_envpool import EnvPoolBackend
+from fastdreamer.env_gym import GymBackend
+from fastdreamer.env_observation import ObservationCodec
+from fastdreamer.env_step import Arrays, Backend, EnvError, Options, Step, Stream, mask_action
+from fastdreamer.spaces import Spaces
+
+__all__ = ["Env", "EnvError", "Step", "make_env", "mask_action"]
+
+LARGEST_SEED = 2**31 - 1  # EnvPool takes int32
+
+
+class Env:
+    """N environments of one kind. Between `recv` and `send` nothing moves; between `send` and `recv` they step.
+
+    obs_space, act_space   name -> Space; a bare observation is "image" or "vector", a bare action "action"
+    num_envs               N
+    """
+
+    def __init__(self, backend: Backend, id: str, num_envs: int, resize: int = 0) -> None:
+        self._backend, self._id, self.num_envs = backend, id, num_envs
+        self._observation = ObservationCodec(backend.observation_spaces, resize)
+        self._action = ActionCodec(backend.action_space, num_envs)
+        self._stream = Stream(num_envs)
+        self._stepping, self._closed = True, False
+        self._pid = os.getpid()
+
+    @property
+    def obs_space(self) -> Spaces:
+        return self._observation.spaces
+
+    @property
+    def act_space(self) -> Spaces:
+        return self._action.spaces
+
+    def recv(self) -> Step:
+        """The next record of every environment, in arrays that are never written again; waits for the slowest.
+
+        Raises EnvError for a value that is not finite or outside its space, and where no `send` came before.
+        """
+        with _named(self._id):
+            self._require_usable()
+            if not self._stepping:
+                raise EnvError("recv() needs a send() before it")
+            raw = self._backend.receive()
+            self._stepping = False
+            reward, is_first, is_last, is_terminal = self._stream.step(raw)
+            return Step(self._observation.decode(raw.obs), reward, is_first, is_last, is_terminal)
+
+    def send(self, action: Arrays) -> None:
+        """Starts one step of every environment and returns; `action` holds an (N, ...) array per key of act_space.
+
+        Continuous actions are the raw samples: they are clipped to [-1, 1] and mapped to the bounds here. Raises
+        EnvError for a wrong key, shape, type or value, and where a `send` is still outstanding.
+        """
+        with _named(self._id):
+            self._require_usable()
+            if self._stepping:
+                raise EnvError("send() needs a recv() before it: one action per record")
+            self._backend.send(self._action.encode(action))
+            self._stepping = True
+
+    def render(self, index: int) -> NDArray[np.uint8]:
+        """A picture (H, W, 3) of environment `index`; needs env.options.render_mode rgb_array, between recv and send."""
+        with _named(self._id):
+            self._require_usable()
+            if self._stepping:
+                raise EnvError("render() only between recv() and send(): the environment is stepping")
+            return self._backend.render(index)
+
+    def close(self) -> None:
+        """Ends threads and processes; may be called twice. Does nothing in a forked child, which has none of them."""
+        if not self._closed and self._pid == os.getpid():
+            self._closed = True
+            self._backend.close()
+
+    def _require_usable(self) -> None:
+        if self._closed:
+            raise EnvError("it is closed")
+        if self._pid != os.getpid():
+            raise EnvError("it was made in another process; its threads do not survive a fork, make a new one here")
+
+
+def make_env(id: str, *, num_envs: int, seed: int, options: Options | None = None) -> Env:
+    """Makes `num_envs` environments; environment i has seed `seed` + i.
+
+    id        an EnvPool id (`CartPole-v1`), `gym:ID` for a gymnasium id, or `module:factory` for an importable callable
+              that returns a gymnasium.Env
+    options   arguments of the environment's constructor, but for three: `keys` (observations to keep, comma-separated),
+              `resize` (side in pixels that every image gets) and, for the last two kinds, `vectorization` (sync, async)
+
+    Raises EnvError, one line, for anything that cannot be made.
+    """
+    if num_envs < 1:
+        raise EnvError(f"env.num_envs must be at least 1, got {num_envs}")
+    if not 0 <= seed <= LARGEST_SEED - num_envs:
+        raise EnvError(f"run.seed must lie in 0..{LARGEST_SEED - num_envs}, got {seed}")
+    with _named(id):
+        arguments = dict(options or {})
+        keys = str(_taken(arguments, "keys", ""))
+        resize = int(_taken(arguments, "resize", 0))
+        backend: Backend
+        if ":" in id:
+            vectorization = str(_taken(arguments, "vectorization", "sync"))
+            backend = GymBackend(id, num_envs, seed, arguments, keys, resize, vectorization)
+        else:
+            backend = EnvPoolBackend(id, num_envs, seed, arguments, keys)
+        return Env(backend, id, num_envs, resize)
+
+
+def _taken(arguments: dict[str, bool | int | float | str], name: str, default: int | str) -> bool | int | float | str:
+    value = arguments.pop(name, default)
+    if type(value) is not type(default):
+        raise EnvError(f"env.options.{name} must be {type(default).__name__}, got {value!r}")
+    return value
+
+
+@contextmanager
+def _named(id: str) -> Iterator[None]:
+    try:
+        yield
+    except EnvError as error:
+        raise EnvError(f"env.id {id}: {error}") from error

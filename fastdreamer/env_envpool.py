@@ -1,0 +1,181 @@
+"""EnvPool (1.2.5): N environments stepping on C++ threads. Its traps are handled here; each was measured.
+
+Autoreset is NEXT_STEP, as `Stream` wants it. The reset step's reward may be uninitialised memory: `Stream` drops it.
+Nothing is validated by EnvPool itself, and some options end the process: they are refused here, actions in `Env`.
+"""
+
+import ctypes
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from fastdreamer.env_observation import keep_keys, observation_tree
+from fastdreamer.env_step import AnyArray, AnySpace, EnvError, Options, Raw, one_line, unknown
+
+INSTALL = 'pip install "envpool==1.2.5"'
+NO_EGL = (
+    "no EGL driver is installed, which rendering needs: apt install libegl-mesa0 libgl1-mesa-dri, or NVIDIA's driver"
+)
+# Below these EnvPool crashes (noop_max, stack_num, num_threads) or quietly does something else.
+MINIMUM = {
+    "noop_max": 1,
+    "stack_num": 1,
+    "frame_stack": 1,
+    "frame_skip": 1,
+    "img_height": 1,
+    "img_width": 1,
+    "render_width": 1,
+    "render_height": 1,
+    "max_episode_steps": 1,
+    "num_threads": 0,
+}
+# Set by the adapter or by the id. A batch smaller than the pool would return rows in timing-dependent order.
+OURS = {
+    "num_envs",
+    "batch_size",
+    "seed",
+    "env_seed",
+    "max_num_players",
+    "gym_reset_return_info",
+    "task",
+    "task_name",
+    "env_name",
+}
+# Options of EnvPool's Python side, which its configuration lists only together with from_pixels.
+RENDER_OPTIONS = {
+    "from_pixels": False,
+    "render_mode": "rgb_array",
+    "render_width": 64,
+    "render_height": 64,
+    "render_camera_id": 0,
+}
+# MiniGrid's and BabyAI's image holds symbols, not pixels: object, colour and state of every cell.
+SYMBOL_CLASSES = (11, 6, 3)
+
+
+class EnvPoolBackend:
+    """One synchronous pool: rows stay in environment order and runs are reproducible, whatever the thread count."""
+
+    def __init__(self, id: str, num_envs: int, seed: int, options: Options, keys: str = "") -> None:
+        """`keys`: observation keys to keep, comma-separated. Environment i has seed `seed` + i, an int32."""
+        envpool = _import_envpool()
+        if id not in (known := envpool.list_all_envs()):
+            raise EnvError(unknown(id, known))
+        try:
+            options = _checked_options(envpool, id, options)
+            if _family(envpool, id).startswith("envpool.mujoco") and options.keys() & {"from_pixels", "render_mode"}:
+                preload_egl(envpool)
+            pool = envpool.make(id, "gymnasium", num_envs=num_envs, batch_size=num_envs, seed=seed, **options)
+        except (ImportError, RuntimeError, ValueError) as error:
+            raise EnvError(one_line(error)) from error
+        if (players := pool.config["max_num_players"]) > 1:
+            raise EnvError(f"it has {players} players; only environments with one are supported")
+        self._pool: Any = pool
+        self._tree = observation_tree(pool.observation_space)
+        self._symbols = _family(envpool, id) == "envpool.minigrid"
+        leaves = dict(self._tree.leaves)
+        if self._symbols:
+            height, width, _ = pool.observation_space["image"].shape
+            leaves["image"] = spaces.Box(0, 1, (height * width * sum(SYMBOL_CLASSES),), np.float32)
+        self.observation_spaces = keep_keys(leaves, keys)
+        self.action_space: AnySpace = pool.action_space
+        pool.async_reset()
+
+    def receive(self) -> Raw:
+        """Blocks until every environment has stepped."""
+        observation, reward, terminated, truncated, info = self._pool.recv()
+        obs = {key: np.asarray(value) for key, value in self._tree.split(observation).items()}
+        if self._symbols:
+            obs["image"] = one_hot_symbols(obs["image"])
+        # Atari only: a game that ends on the step limit is truncated, not terminated, but here it is known to be over.
+        game_over = info["terminated"].astype(bool) | terminated if "lives" in info else None
+        return Raw(obs, reward, terminated, truncated, game_over)
+
+    def send(self, action: object) -> None:
+        """Returns at once; the environments step while the caller does something else."""
+        self._pool.send(action)
+
+    def render(self, index: int) -> NDArray[np.uint8]:
+        """(H, W, 3); EnvError unless env.options.render_mode is rgb_array and the family can render."""
+        try:
+            frames: NDArray[np.uint8] = self._pool.render(env_ids=[index])
+        except RuntimeError as error:
+            raise EnvError(f"cannot render: {one_line(error)}") from error
+        return np.asarray(frames[0])
+
+    def close(self) -> None:
+        """EnvPool's own close keeps the threads running; dropping the pool ends them."""
+        del self._pool
+
+
+def preload_egl(envpool: ModuleType) -> None:
+    """Makes MuJoCo find its OpenGL entry points; any time before the first render.
+
+    They are looked up in the process-global scope, where Python does not put what an extension module brings along:
+    the libEGL of EnvPool's wheel is loaded and yet invisible, and the process exits at the first frame. So that file
+    is opened again with RTLD_GLOBAL; never the system's, two copies in one process corrupt the heap. Where the wheel
+    has none (macOS, Windows, source builds) there is nothing to do. Raises EnvError where no driver stands behind it,
+    which would end the process as well.
+    """
+    folder = Path(str(envpool.__file__)).parent.parent / "envpool.libs"
+    for library in sorted(folder.glob("libEGL-*.so*")):
+        egl = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+        if _egl_devices(egl) < 1:
+            raise EnvError(NO_EGL)
+
+
+def one_hot_symbols(symbols: AnyArray) -> NDArray[np.float32]:
+    """MiniGrid's (N, H, W, 3) symbols to (N, H * W * 20), the classes of a cell side by side."""
+    one_hot = [np.eye(classes, dtype=np.float32)[symbols[..., at]] for at, classes in enumerate(SYMBOL_CLASSES)]
+    return np.concatenate(one_hot, axis=-1).reshape(len(symbols), -1)
+
+
+def _import_envpool() -> ModuleType:
+    try:
+        import envpool
+    except ModuleNotFoundError as error:
+        if error.name != "envpool":
+            raise
+        raise EnvError(f"needs the package envpool, which is not installed: {INSTALL}") from error
+    return envpool
+
+
+def _family(envpool: ModuleType, id: str) -> str:
+    return str(envpool.registration.registry.specs[id][0])
+
+
+def _checked_options(envpool: ModuleType, id: str, options: Options) -> dict[str, bool | int | float | str]:
+    """`options` with the camera filled in; EnvPool itself would crash on some values and ignore others."""
+    pixels = bool(options.get("from_pixels", False))
+    spec = envpool.make_spec(id, from_pixels=pixels)
+    defaults = {**RENDER_OPTIONS, **spec.config._asdict()}
+    for name, value in options.items():
+        if name in OURS:
+            raise EnvError(f"env.options.{name} is set by fastdreamer and cannot be given")
+        if name not in defaults:
+            raise EnvError(unknown(name, defaults.keys() - OURS, f"option env.options.{name}"))
+        kind = type(defaults[name])
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise EnvError(f"env.options.{name} must be {kind.__name__}, got {value!r}")
+        if name in MINIMUM and float(value) < MINIMUM[name]:
+            raise EnvError(f"env.options.{name} must be at least {MINIMUM[name]}, got {value}")
+        if name == "repeat_action_probability" and not 0 <= float(value) <= 1:
+            raise EnvError(f"env.options.{name} must lie in 0..1, got {value}")
+    checked = dict(options)
+    if pixels and _family(envpool, id) == "envpool.mujoco.dmc":
+        # The official choice; EnvPool's default is a free camera.
+        checked.setdefault("render_camera_id", 2 if id.startswith("Quadruped") else 0)
+    return checked
+
+
+def _egl_devices(egl: ctypes.CDLL) -> int:
+    egl.eglGetProcAddress.restype = ctypes.c_void_p
+    address = egl.eglGetProcAddress(b"eglQueryDevicesEXT")
+    query = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int))(address)
+    count = ctypes.c_int(0)
+    query(0, None, ctypes.byref(count))
+    return count.value

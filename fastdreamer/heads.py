@@ -1,0 +1,82 @@
+"""The heads on features: reward, continue, value, policy. Source: SPEC 2.6."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fastdreamer.dists import BINS, normal_loss, twohot_loss, twohot_mean
+from fastdreamer.nets import MLP, Linear, Named
+from fastdreamer.spaces import Spaces
+from fastdreamer_kernels.functional import Projection
+from fastdreamer_kernels.policy import ActionKey, Policy
+
+
+class ScalarHead(nn.Module):
+    """Predicts one number per feature: symexp two-hot (255 logits) or the mean of a unit normal; zero at the start."""
+
+    def __init__(self, inputs: int, units: int, layers: int, kind: Literal["twohot", "normal"]) -> None:
+        super().__init__()
+        self.kind = kind
+        self.mlp = MLP(inputs, units, layers)
+        outputs = {"logits": BINS} if kind == "twohot" else {"mean": 1}
+        self.head = Named({name: Linear(units, width, outscale=0.0) for name, width in outputs.items()})
+
+    def forward(self, feat: Tensor) -> Tensor:
+        """(..., F) -> (..., 255) logits or (..., 1) mean."""
+        return self.head["logits" if self.kind == "twohot" else "mean"](self.mlp(feat))
+
+    def mean(self, out: Tensor) -> Tensor:
+        """Output of `forward` -> prediction (...) float32."""
+        return twohot_mean(out) if self.kind == "twohot" else out[..., 0].float()
+
+    def loss(self, out: Tensor, *targets: Tensor) -> Tensor:
+        """Negative log-likelihood of each target (...), summed over targets: (...) float32. Targets get no gradient."""
+        return twohot_loss(out, *targets) if self.kind == "twohot" else normal_loss(out, *targets)
+
+
+class ContinueHead(nn.Module):
+    """Predicts the logit of going on: (..., F) -> (...)."""
+
+    def __init__(self, inputs: int, units: int) -> None:
+        super().__init__()
+        self.mlp = MLP(inputs, units, 1)
+        self.head = Named({"logit": Linear(units, 1)})
+
+    def forward(self, feat: Tensor) -> Tensor:
+        return self.head["logit"](self.mlp(feat))[..., 0]
+
+
+class PolicyHead(nn.Module):
+    """The actor: per action key categorical logits, or mean and stddev of a bounded normal."""
+
+    def __init__(self, inputs: int, units: int, spaces: Spaces) -> None:
+        super().__init__()
+        self.spaces = {key: spaces[key] for key in sorted(spaces)}
+        self.keys = tuple(ActionKey(space.elements, space.classes) for space in self.spaces.values())
+        self.mlp = MLP(inputs, units, 3)
+        self.head = Named({key: self._outputs(units, shape.width, shape.classes) for key, shape in self._keyed()})
+
+    def _keyed(self) -> list[tuple[str, ActionKey]]:
+        return list(zip(self.spaces, self.keys, strict=True))
+
+    @staticmethod
+    def _outputs(units: int, width: int, classes: int) -> Named:
+        names = ("logits",) if classes else ("mean", "stddev")
+        return Named({name: Linear(units, width, outscale=0.01) for name in names})
+
+    def weights(self, dtype: torch.dtype) -> Policy:
+        """Trunk and outputs in the compute dtype, keys in alphabetical order."""
+        outputs: list[tuple[Projection, ...]] = []
+        for key in self.spaces:
+            outputs.append(tuple(out.weights(dtype) for out in self.head[key].children()))
+        return Policy(self.mlp.weights(dtype), tuple(outputs))
+
+    def split(self, action: Tensor) -> dict[str, Tensor]:
+        """Flat actions (..., A) -> per key (..., *shape): int32 class indices or float32 values."""
+        parts = action.split([key.width for key in self.keys], -1)
+        actions = {}
+        for (name, space), key, part in zip(self.spaces.items(), self.keys, parts, strict=True):
+            value = part.unflatten(-1, (key.elements, key.classes)).argmax(-1).int() if key.classes else part
+            actions[name] = value.reshape(*action.shape[:-1], *space.shape)
+        return actions

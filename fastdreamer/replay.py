@@ -1,0 +1,197 @@
+"""The replay ring: every record of every environment, the plan of what to learn from, and fresh latents back in.
+
+One record holds obs_t, reward_t, the flags, the action chosen from obs_t and the state of the world model at t. All
+environments step together, so record number r of each lies in row r % rows of its part of the ring. A window is
+T + 1 successive records of one environment: the first gives the start state and the first previous action, the other
+T are trained on. Window number w, counted over all environments in the order in which windows become complete, starts
+at record w // num_envs of environment w % num_envs; the newest `capacity` windows can be sampled. Source: SPEC 1.1-1.3.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastdreamer.batch import Batch, State, Window
+from fastdreamer.noise import Noise, Stream
+from fastdreamer.replay_storage import Field, allocate, check_memory
+from fastdreamer.spaces import Spaces
+
+CHUNK = 1024
+"""Records per environment in one saved file."""
+Value = np.ndarray | Tensor
+
+
+class Plan(NamedTuple):
+    """Which windows make up a batch, host arrays."""
+
+    env: np.ndarray
+    """(B,) int64."""
+    start: np.ndarray
+    """(B,) int64: the record number of the context record, counted from the first record of the run."""
+    online: int
+    """How many of them, from the front, came from the online queue."""
+
+
+class Replay:
+    """A ring of `[env][time]` rows on the host and the sampler that knows it.
+
+    deter, stoch: widths of the stored state; deter is kept in `dtype`, stoch as one byte per class index. capacity: how
+    many windows can be sampled before the oldest are dropped. Raises ValueError if the rows cannot fit into memory.
+    """
+
+    def __init__(
+        self, obs: Spaces, act: Spaces, *, deter: int, stoch: int, num_envs: int, capacity: int,
+        batch_size: int, batch_length: int, seed: int, rank: int = 0, dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
+        for name, value in {"capacity": capacity, "batch_size": batch_size, "batch_length": batch_length}.items():
+            if value < 1:
+                raise ValueError(f"replay.{name} must be at least 1, got {value}")
+        self.num_envs, self.capacity, self.batch_size, self.batch_length = num_envs, capacity, batch_size, batch_length
+        # A window and its margin: rows that the write cursor can reach while a planned copy is still under way.
+        needed = -(-capacity // num_envs) + batch_length + 2 * (batch_length + 1)
+        self.chunk = min(CHUNK, needed)
+        self.rows = -(-needed // self.chunk) * self.chunk
+        record = {f"obs/{key}": Field.of(space) for key, space in obs.items()}
+        record |= {f"action/{key}": Field.of(space) for key, space in act.items()}
+        record |= {"reward": Field((), torch.float32)}
+        record |= {key: Field((), torch.bool) for key in ("is_first", "is_last", "is_terminal")}
+        latent = {"deter": Field((deter,), dtype), "stoch": Field((stoch,), torch.uint8)}
+        check_memory(record | latent, num_envs * self.rows, capacity, num_envs)
+        self.records = allocate(record, (num_envs, self.rows))
+        self.latents = allocate(latent, (num_envs, self.rows))
+        self._staging = allocate(record, (batch_size, batch_length)) | allocate(latent, (batch_size, 1))
+        self._start_stoch = torch.empty(batch_size, stoch, dtype=torch.int32)
+        self.noise = Noise(seed, Stream.PLAN, rank)
+        self.length = 0
+        """Records that each environment has added since the run began."""
+        self.first = 0
+        """The oldest record that was ever in this ring: 0 but after a load."""
+        self.served = 0
+        """Online windows that were taken from the queue or dropped from it."""
+
+    @property
+    def windows(self) -> int:
+        """How many windows can be sampled now."""
+        low, high = self.window_range()
+        return high - low
+
+    def window_range(self) -> tuple[int, int]:
+        """The window numbers that can be sampled: from the first up to, not including, the second."""
+        high = self.num_envs * max(self.length - self.batch_length, 0)
+        return min(max(high - self.capacity, self.first * self.num_envs), high), high
+
+    def add(
+        self, obs: Mapping[str, Value], reward: Value, is_first: Value, is_last: Value, is_terminal: Value,
+        action: Mapping[str, Value], deter: Value, stoch: Value,
+    ) -> None:  # fmt: skip
+        """Appends one record per environment; every value is (N, ...).
+
+        deter, stoch: the state after the observation, stoch as class indices. action: what was chosen from it, zero
+        where is_last. Raises ValueError for a missing or unknown key or another shape.
+        """
+        values = {f"obs/{key}": value for key, value in obs.items()} | {f"action/{k}": v for k, v in action.items()}
+        values |= {"reward": reward, "is_first": is_first, "is_last": is_last, "is_terminal": is_terminal}
+        values |= {"deter": deter, "stoch": stoch}
+        ring = self.records | self.latents
+        if values.keys() != ring.keys():
+            raise ValueError(f"replay.add takes {sorted(ring)}, got {sorted(values)}")
+        row = self.length % self.rows
+        for key, value in values.items():
+            target = ring[key][:, row]
+            if target.shape != value.shape:
+                raise ValueError(f"replay.add: {key} must be {tuple(target.shape)}, got {tuple(value.shape)}")
+            target.copy_(torch.as_tensor(value))
+        self.length += 1
+
+    def plan(self) -> Plan:
+        """Draws the windows of one batch: first the online queue, in order, then uniformly with replacement.
+
+        Raises ValueError while there is no window.
+        """
+        low, high = self.window_range()
+        if low == high:
+            raise ValueError(f"replay holds no window of {self.batch_length + 1} records yet, only {self.length}")
+        fresh = self._take_online(low)
+        words = self.noise.bits(2 * self.batch_size).numpy().astype(np.uint64)
+        window = low + _below(high - low, words[0::2], words[1::2])
+        window[: len(fresh)] = fresh
+        return Plan(window % self.num_envs, window // self.num_envs, len(fresh))
+
+    def _take_online(self, low: int) -> list[int]:
+        """Takes up to a batch of windows from the online queue and drops those older than window number `low`.
+
+        The queue holds one window per T + 1 records of each environment: records 1..T+1, T+2..2T+2 and so on.
+        """
+        span = self.batch_length + 1
+        complete = self.num_envs * (max(self.length - 1, 0) // span)
+        fresh: list[int] = []
+        while self.served < complete and len(fresh) < self.batch_size:
+            period, env = divmod(self.served, self.num_envs)
+            window = (1 + period * span) * self.num_envs + env
+            if window >= low:
+                fresh.append(window)
+            self.served += 1
+        return fresh
+
+    def gather(self, plan: Plan) -> Window:
+        """The planned windows. The tensors are staging buffers: the next call overwrites them.
+
+        is_last is also set where the next record of the window begins an episode, so that abandoned episodes end.
+        Raises ValueError if a window was overwritten since it was planned.
+        """
+        if plan.start.min() < self.length - self.rows:
+            raise ValueError(f"replay: record {plan.start.min()} was planned but is overwritten already")
+        context, trained = self._index(plan, 0, self.batch_length), self._index(plan, 1, self.batch_length)
+        for key, ring in self.records.items():
+            self._copy(ring, context if key.startswith("action/") else trained, self._staging[key])
+        for key, ring in self.latents.items():
+            self._copy(ring, self._index(plan, 0, 1), self._staging[key])
+        out = self._staging
+        out["is_last"][:, :-1] |= out["is_first"][:, 1:]
+        start = State(out["deter"][:, 0], self._start_stoch.copy_(out["stoch"][:, 0]))
+        flags = out["is_first"], out["is_last"], out["is_terminal"]
+        return Window(Batch(_under(out, "obs/"), out["reward"], *flags), start, _under(out, "action/"))
+
+    def sample(self) -> tuple[Plan, Window]:
+        """Plans and gathers one batch."""
+        plan = self.plan()
+        return plan, self.gather(plan)
+
+    def write_back(self, plan: Plan, deter: Tensor, stoch: Tensor) -> None:
+        """Replaces the states of the trained records by fresh ones: deter (B, T, D), stoch (B, T, S) class indices.
+
+        Where windows overlap, the highest batch index wins, as in the official loop over the batch. The context record
+        keeps its state; records that are overwritten already are dropped.
+        """
+        record = plan.start[:, None] + np.arange(1, self.batch_length + 1)
+        index = self._index(plan, 1, self.batch_length).numpy()
+        kept = np.flatnonzero(record.ravel() >= self.length - self.rows)[::-1]
+        row, last = np.unique(index[kept], return_index=True)
+        source = torch.from_numpy(kept[last])
+        for key, value in {"deter": deter, "stoch": stoch}.items():
+            ring = self.latents[key].flatten(0, 1)
+            fresh = value.detach().to("cpu", ring.dtype).flatten(0, 1)
+            ring.index_copy_(0, torch.from_numpy(row), fresh.index_select(0, source))
+
+    def _index(self, plan: Plan, offset: int, count: int) -> Tensor:
+        """(B * count,) int64: where records start + offset .. start + offset + count - 1 lie in the flattened ring."""
+        record = plan.start[:, None] + np.arange(offset, offset + count)
+        return torch.from_numpy((plan.env[:, None] * self.rows + record % self.rows).ravel())
+
+    @staticmethod
+    def _copy(ring: Tensor, index: Tensor, out: Tensor) -> None:
+        # index_select into a buffer copies whole rows and allocates nothing, unlike ring[index].
+        torch.index_select(ring.flatten(0, 1), 0, index, out=out.flatten(0, 1))
+
+
+def _below(span: int, high: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """floor(span * u / 2**64) of 64-bit u = high * 2**32 + low: uniform in 0..span-1 to one part in 2**64 / span."""
+    assert span < 1 << 31, span
+    return ((high * np.uint64(span) + (low * np.uint64(span) >> np.uint64(32))) >> np.uint64(32)).astype(np.int64)
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

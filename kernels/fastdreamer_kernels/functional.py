@@ -1,0 +1,55 @@
+"""The layers that several ops share, in plain PyTorch: linear, block-diagonal linear, RMSNorm, SiLU.
+
+Weights arrive in the compute dtype; norm scales stay float32. Source: SPEC 2.1.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NORM_EPS = 1e-4
+
+
+class Layer(NamedTuple):
+    """One linear -> RMSNorm -> SiLU layer: kernel (in, out) or (blocks, in/blocks, out/blocks), bias and scale (out,)."""
+
+    kernel: Tensor
+    bias: Tensor
+    scale: Tensor
+
+
+class Projection(NamedTuple):
+    """A linear output: kernel (in, out), bias (out,)."""
+
+    kernel: Tensor
+    bias: Tensor
+
+
+def linear(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+    """(..., in) -> (..., out)."""
+    return F.linear(x, kernel.mT, bias)
+
+
+def block_linear(x: Tensor, kernel: Tensor) -> Tensor:
+    """Block k of the input meets block k of the kernel: (B, in) x (G, in/G, out/G) -> (B, out), without bias."""
+    blocks, width, _ = kernel.shape
+    x = x.reshape(-1, blocks, width).transpose(0, 1)  # (G, B, in/G)
+    return torch.bmm(x, kernel).transpose(0, 1).flatten(1)
+
+
+def rms_norm(x: Tensor, scale: Tensor) -> Tensor:
+    """x / sqrt(mean(x^2) + 1e-4) * scale over the last axis, in float32, returned in the dtype of x."""
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + NORM_EPS) * scale).to(x.dtype)
+
+
+def norm_act(x: Tensor, scale: Tensor) -> Tensor:
+    """RMSNorm, then SiLU."""
+    return F.silu(rms_norm(x, scale))
+
+
+def layer(x: Tensor, weights: Layer) -> Tensor:
+    """linear -> RMSNorm -> SiLU, (..., in) -> (..., out)."""
+    return norm_act(linear(x, weights.kernel, weights.bias), weights.scale)

@@ -1,0 +1,32 @@
+"""`imagine_sequence`: H steps inside the world model with the policy in the loop, a_h ~ policy, state ~ prior.
+
+No gradient flows: the actor learns by REINFORCE and every imagined feature is a constant of the losses.
+"""
+
+from torch import Tensor
+
+from fastdreamer_kernels import _dispatch
+from fastdreamer_kernels.imagine_sequence import reference
+from fastdreamer_kernels.policy import ActionKey, Policy
+from fastdreamer_kernels.rssm_core import Core, Head
+
+_dispatch.define("imagine_sequence", reference=reference.imagine_sequence)
+
+
+def imagine_sequence(
+    core: Core, prior: Head, policy: Policy, keys: tuple[ActionKey, ...], deter: Tensor, stoch: Tensor,
+    uniform: Tensor, action_noise: Tensor, unimix: float, actor_unimix: float, backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """deter (N, H+1, D), stoch (N, H+1, S) int32 and flat actions (N, H+1, A) float32, the root state included.
+
+    Start deter (N, D) and stoch (N, S) int32; uniform (N, H, S) in [0, 1); action_noise (N, H+1, elements): uniforms
+    for discrete elements, standard normals for continuous ones; unimix, actor_unimix in [0, 1]. The last action is
+    sampled at the last state. Raises ValueError if the shapes do not fit. Source: SPEC 1.5.
+    """
+    rows, horizon = uniform.shape[:2]
+    got = (tuple(deter.shape[:1]), tuple(stoch.shape), tuple(action_noise.shape))
+    expected = ((rows,), (rows, uniform.shape[2]), (rows, horizon + 1, sum(key.elements for key in keys)))
+    if got != expected:
+        raise ValueError(f"imagine_sequence: deter, stoch, action_noise must be {expected}, got {got}")
+    run = _dispatch.implementation("imagine_sequence", reference.imagine_sequence, backend)
+    return run(core, prior, policy, keys, deter, stoch, uniform, action_noise, unimix, actor_unimix)

@@ -1,0 +1,40 @@
+"""Pytest's side of the official arrays: the option --golden, the fixtures, the count at the end."""
+
+from pathlib import Path
+
+import pytest
+from golden_arrays import FOLDER, Golden, Ledger
+
+LEDGER = Ledger()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden", type=Path, default=FOLDER, metavar="DIR", help="folder of official arrays to compare with")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name == "test_golden_coverage.py")  # stable: only moves it to the end
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if LEDGER.comparisons:
+        keys = sum(len(used) for used in LEDGER.used.values())
+        terminalreporter.write_line(
+            f"golden: {LEDGER.comparisons} comparisons of {LEDGER.values} values, "
+            f"{keys} keys of {len(LEDGER.used)} files used, in {config.getoption('golden')}"
+        )
+
+
+@pytest.fixture(scope="session")
+def golden_folder(request: pytest.FixtureRequest) -> Path:
+    return request.config.getoption("golden")
+
+
+@pytest.fixture(scope="session")
+def golden_ledger() -> Ledger:
+    return LEDGER
+
+
+@pytest.fixture
+def golden(golden_folder: Path) -> Golden:
+    return Golden(golden_folder, LEDGER)
