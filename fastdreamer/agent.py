@@ -7,6 +7,7 @@ uniforms and normals they need come in as tensors. Source: SPEC 1.3 to 1.10.
 from typing import NamedTuple
 
 import torch
+from fastdreamer_kernels.policy import policy_outputs, sample_action
 from torch import Tensor, nn
 
 from fastdreamer.batch import Batch, State
@@ -16,7 +17,6 @@ from fastdreamer.nets import initialize
 from fastdreamer.noise import Noise
 from fastdreamer.spaces import Spaces
 from fastdreamer.world_model import WorldModel
-from fastdreamer_kernels.policy import policy_outputs, sample_action
 
 LOSS_SCALES = {"rew": 1.0, "con": 1.0, "dyn": 1.0, "rep": 0.1, "policy": 1.0, "value": 1.0, "repval": 0.3}
 
@@ -76,7 +76,7 @@ class Agent(nn.Module):
 
     def official_parameters(self) -> dict[str, nn.Parameter]:
         """Every trained parameter by its official name, such as `dyn/dynin0/kernel`."""
-        return {name.split(".", 1)[1].replace(".", "/"): p for name, p in self.named_parameters() if p.requires_grad}
+        return {official_name(name): param for name, param in self.named_parameters() if param.requires_grad}
 
     def loss(self, batch: Batch, start: State, prev_action: dict[str, Tensor], noise: UpdateNoise) -> LossOutput:
         """One training step: learn the world from the batch, dream from each of its states, learn to act there.
@@ -151,3 +151,8 @@ class Agent(nn.Module):
         draw = [noise.uniform if key.classes else noise.normal for key in self.behavior.pol.keys]
         parts = [sample(*lead, key.elements) for sample, key in zip(draw, self.behavior.pol.keys, strict=True)]
         return torch.cat(parts, -1)
+
+
+def official_name(name: str) -> str:
+    """world.dyn.dynin0.kernel -> dyn/dynin0/kernel."""
+    return name.split(".", 1)[1].replace(".", "/")

@@ -3,6 +3,8 @@
 from typing import NamedTuple
 
 import torch
+from fastdreamer_kernels import lambda_return
+from fastdreamer_kernels.policy import policy_outputs
 from torch import Tensor, nn
 
 from fastdreamer.batch import Batch
@@ -10,8 +12,6 @@ from fastdreamer.config import LossConfig, ModelConfig
 from fastdreamer.dists import action_log_prob_entropy
 from fastdreamer.heads import PolicyHead, ScalarHead
 from fastdreamer.spaces import Spaces
-from fastdreamer_kernels import lambda_return
-from fastdreamer_kernels.policy import policy_outputs
 
 LAMBDA = 0.95
 ENTROPY_SCALE = 3e-4

@@ -21,7 +21,9 @@ class Crafter(gymnasium.Env[NDArray[np.uint8], int]):
         try:
             self._crafter: Any = importlib.import_module("crafter")
         except ModuleNotFoundError as error:
-            raise EnvError(f"needs the package {error.name}, which is not installed: pip install {error.name}") from error
+            raise EnvError(
+                f"needs the package {error.name}, which is not installed: pip install {error.name}"
+            ) from error
         self._arguments = {"size": (size, size), "length": length}
         self._env = self._crafter.Env(**self._arguments)
         self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)

@@ -3,13 +3,13 @@
 from typing import Literal
 
 import torch
+from fastdreamer_kernels.functional import Projection
+from fastdreamer_kernels.policy import ActionKey, Policy
 from torch import Tensor, nn
 
 from fastdreamer.dists import BINS, normal_loss, twohot_loss, twohot_mean
 from fastdreamer.nets import MLP, Linear, Named
 from fastdreamer.spaces import Spaces
-from fastdreamer_kernels.functional import Projection
-from fastdreamer_kernels.policy import ActionKey, Policy
 
 
 class ScalarHead(nn.Module):

@@ -8,11 +8,11 @@ import math
 
 import torch
 import torch.nn.functional as F
+from fastdreamer_kernels.functional import Layer, Projection, block_linear, layer, linear, norm_act
 from torch import Tensor, nn
 
 from fastdreamer.noise import Noise
 from fastdreamer.spaces import Space, Spaces
-from fastdreamer_kernels.functional import Layer, Projection, block_linear, layer, linear, norm_act
 
 TRUNCATION = 1.1368  # restores the standard deviation that cutting a normal at 2 takes away
 STAGES = (2, 3, 4, 4)  # image channels per stage, in units of depth
@@ -205,7 +205,9 @@ class Decoder(nn.Module):
         self.images, self.vectors = split_spaces(spaces)
         if self.vectors:
             self.mlp = MLP(stoch + deter, units, 3)
-            self.vec = Named({key: Named({_output(space): Linear(units, space.width)}) for key, space in self.vectors.items()})
+            self.vec = Named(
+                {key: Named({_output(space): Linear(units, space.width)}) for key, space in self.vectors.items()}
+            )
         if self.images:
             self.height, self.width = image_resolution(self.images)
             channels = depth * STAGES[-1]

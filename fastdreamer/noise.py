@@ -71,6 +71,7 @@ class Noise:
         if not 0 <= rank < 1 << 16:
             raise ValueError(f"rank must be in 0..65535, got {rank}")
         self.key = (seed, stream << 16 | rank)
+        self.name = stream.name.lower()
         self.counter = torch.zeros((), dtype=torch.int64, device=device)
         """Calls made so far, () int64 on the device: all there is to save."""
 

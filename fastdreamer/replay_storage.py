@@ -55,7 +55,10 @@ def available_memory() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     lines = (line.split() for line in MEMINFO.read_text().splitlines())
     have = next(int(line[1]) * 1024 for line in lines if line[0] == "MemAvailable:")
-    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
         if (CGROUP / limit).exists() and (allowed := (CGROUP / limit).read_text().strip()) != "max":
             have = min(have, int(allowed) - int((CGROUP / used).read_text()))
     return have

@@ -1,14 +1,14 @@
 """The recurrent state-space model: deterministic state, discrete latents, prior and posterior. Source: SPEC 2.3."""
 
 import torch
+from fastdreamer_kernels import imagine_sequence, observe_sequence
+from fastdreamer_kernels.policy import ActionKey, Policy
+from fastdreamer_kernels.rssm_core import Core, Head, head
 from torch import Tensor, nn
 
 from fastdreamer.batch import State
 from fastdreamer.config import Dims
 from fastdreamer.nets import BlockLinear, Linear, Norm, layer_weights, onehot
-from fastdreamer_kernels import imagine_sequence, observe_sequence
-from fastdreamer_kernels.policy import ActionKey, Policy
-from fastdreamer_kernels.rssm_core import Core, Head, head
 
 PRIOR_LAYERS, POSTERIOR_LAYERS = 2, 1
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from fastdreamer_kernels import unimix_kl
 from torch import Tensor, nn
 
 from fastdreamer.batch import Batch, State
@@ -13,7 +14,6 @@ from fastdreamer.heads import ContinueHead, ScalarHead
 from fastdreamer.nets import Decoder, Encoder, concat_vectors, symlog
 from fastdreamer.rssm import RSSM
 from fastdreamer.spaces import Space, Spaces
-from fastdreamer_kernels import unimix_kl
 
 
 class WorldOutput(NamedTuple):
@@ -50,9 +50,7 @@ class WorldModel(nn.Module):
         actions = concat_vectors(prev_action, self.act, 2, squish=False)
         return self.dyn.observe(start, embed, actions, is_first, uniform)
 
-    def loss(
-        self, batch: Batch, start: State, prev_action: dict[str, Tensor], uniform: Tensor
-    ) -> WorldOutput:
+    def loss(self, batch: Batch, start: State, prev_action: dict[str, Tensor], uniform: Tensor) -> WorldOutput:
         """Losses rec (per key), rew, con, dyn, rep. uniform: (B, T, S) in [0, 1)."""
         state, latent, post = self.observe(batch.obs, start, prev_action, batch.is_first, uniform)
         dyn, rep, post_entropy, prior_entropy = unimix_kl(
@@ -94,5 +92,7 @@ def reconstruction_loss(prediction: Tensor, target: Tensor, space: Space) -> Ten
             error = prediction - symlog(torch.where(present, target, 0.0))
             return (error.square() * present).flatten(2).sum(-1) if space.shape else error.square() * present
         case "discrete":
-            loss = F.cross_entropy(prediction.flatten(0, -2), target.flatten().long(), ignore_index=-1, reduction="none")
+            loss = F.cross_entropy(
+                prediction.flatten(0, -2), target.flatten().long(), ignore_index=-1, reduction="none"
+            )
             return loss.view(*target.shape[:2], -1).sum(-1)

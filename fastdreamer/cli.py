@@ -1,0 +1,197 @@
+"""The command line: a preset, and a flag for every field of Config.
+
+One checker serves flags and config.json: flags go into the preset's plain data, and `Config.from_json` reads it.
+tyro makes the help. Nothing here imports torch, so that help and errors come at once.
+"""
+
+import difflib
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, is_dataclass, replace
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, NamedTuple, NoReturn, get_args, get_type_hints
+
+from fastdreamer import __version__
+from fastdreamer.config import Config, EnvConfig, LossConfig, ModelConfig, OptimConfig, Option, ReplayConfig, RunConfig
+from fastdreamer.presets import PRESETS
+
+PROGRAM = "python -m fastdreamer.train"
+OPTIONS = "env.options"
+RESUMABLE = tuple(
+    f"run.{name}" for name in ("steps", "device", "threads", "log_every", "save_every", "eval_episodes", "eval_every")
+)
+"""What may change when a run goes on."""
+
+
+class Job(NamedTuple):
+    """What the command line asks for. `resume`: config.run.dir holds a run to go on with."""
+
+    config: Config
+    resume: bool
+
+
+class _Words(NamedTuple):
+    preset: str | None
+    resume: str | None
+    flags: dict[str, str]
+    help: bool
+
+
+def fail(message: object) -> NoReturn:
+    """End the program on a user's mistake: one line on stderr, exit code 2."""
+    line = " ".join(str(message).split())
+    print(f"fastdreamer: error: {line}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def parse(argv: Sequence[str]) -> Job:
+    """The job that `argv` (without the program) asks for.
+
+    Raises SystemExit: 0 after --help and --version, 2 after a mistake, which `fail` has named.
+    """
+    if "--version" in argv:
+        print(f"fastdreamer {__version__}")
+        raise SystemExit(0)
+    try:
+        words = _split(argv)
+        if words.help:
+            _help(_preset(words))
+        if words.resume is not None:
+            return Job(_resumed(words, Path(words.resume)), resume=True)
+        return Job(_changed(_preset(words), words.flags), resume=False)
+    except ValueError as error:
+        fail(error)
+
+
+def _split(argv: Sequence[str]) -> _Words:
+    """Take the words apart; a flag is its field's dotted name, and always has a value."""
+    presets: list[str] = []
+    flags: dict[str, str] = {}
+    known = ["resume", *_hints(Config)]
+    words = iter(argv)
+    for word in words:
+        if word in ("-h", "--help"):
+            return _Words(next(iter(presets), None), None, {}, help=True)
+        if not word.startswith("-"):
+            presets.append(word)
+            continue
+        flag, equals, value = word.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        group, _, leaf = name.rpartition(".")
+        if name not in known and not (group == OPTIONS and leaf.isidentifier()):
+            raise ValueError(f"unknown flag {flag}{_closest(name, known, '--')}")
+        if not equals:
+            value = next(words, "--")
+            if value.startswith("--"):
+                raise ValueError(f"{name} needs a value: {flag} VALUE")
+        flags[name] = value
+    if len(presets) > 1:
+        raise ValueError(f"unexpected argument {presets[1]!r}: one preset, then flags with a value each")
+    return _Words(next(iter(presets), None), flags.pop("resume", None), flags, help=False)
+
+
+def _preset(words: _Words) -> Config:
+    name = "cartpole" if words.preset is None else words.preset
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}{_closest(name, PRESETS) or ', one of ' + ', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def _resumed(words: _Words, run: Path) -> Config:
+    """The config of a run folder, with the flags that may change in it."""
+    if words.preset is not None:
+        raise ValueError(f"--resume takes no preset, got {words.preset!r}: the run has its config")
+    path = run / "config.json"
+    try:
+        saved = Config.from_json(json.loads(path.read_text()))
+    except OSError as error:
+        raise ValueError(f"--resume: cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    saved = replace(saved, run=replace(saved.run, dir=str(run)))
+    config = _changed(saved, words.flags)
+    before, after = dict(_leaves(saved.to_json())), dict(_leaves(config.to_json()))
+    for name in words.flags:
+        if name not in RESUMABLE and after[name] != before.get(name):
+            raise ValueError(f"{name} cannot change when a run goes on, only {', '.join(RESUMABLE)} can")
+    return config
+
+
+def _changed(config: Config, flags: Mapping[str, str]) -> Config:
+    data = config.to_json()
+    hints = _hints(Config)
+    for name, text in flags.items():
+        *groups, leaf = name.split(".")
+        node = data
+        for group in groups:
+            node = node[group]
+        node[leaf] = _read(text, hints.get(name, Option))
+    return Config.from_json(data)
+
+
+def _read(text: str, hint: Any) -> object:
+    """The value that a flag's text stands for; the text itself where it is none of the kinds, for the check to name."""
+    for kind in get_args(hint) or (hint,):
+        if kind is bool and text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        if kind is NoneType and text.lower() == "none":
+            return None
+        if kind in (int, float):
+            with suppress(ValueError):
+                return kind(text)
+    return text
+
+
+def _hints(kind: type, prefix: str = "") -> dict[str, Any]:
+    """The type of each field by its dotted name, without those that are not one flag."""
+    hints: dict[str, Any] = {}
+    for name, hint in get_type_hints(kind).items():
+        hints |= _hints(hint, f"{prefix}{name}.") if is_dataclass(hint) else {prefix + name: hint}
+    return {name: hint for name, hint in hints.items() if name not in ("preset", OPTIONS)}
+
+
+def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in data.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _closest(word: str, names: Iterable[str], dashes: str = "") -> str:
+    """A question with the names most like the word; also by their last part, so that --lr finds --optim.lr."""
+    parts = {part: name for name in names for part in (name, name.rpartition(".")[2])}
+    found = dict.fromkeys(parts[part] for part in difflib.get_close_matches(word, parts))
+    return f", did you mean {' or '.join(dashes + name for name in found)}?" if found else ""
+
+
+def _help(preset: Config) -> NoReturn:
+    import tyro  # only here: a run starts without it
+
+    resume = tyro.conf.arg(metavar="RUN", help="Go on with the run in this folder, without a preset.")
+    sample = replace(preset.env, options=preset.env.options or {"NAME": "VALUE"})
+
+    @dataclass(frozen=True, kw_only=True)
+    class Flags:
+        resume: Annotated[str, resume] = ""
+        env: EnvConfig = sample
+        model: ModelConfig = preset.model
+        loss: LossConfig = preset.loss
+        optim: OptimConfig = preset.optim
+        replay: ReplayConfig = preset.replay
+        run: RunConfig = preset.run
+
+    lines = [f"  {name:<12} {item.env.id:<34} {item.model.size}" for name, item in PRESETS.items()]
+    tyro.cli(
+        Flags,
+        args=["--help"],
+        prog=f"{PROGRAM} [PRESET]",
+        description="Train DreamerV3.\n\nPresets (default cartpole; PRESET --help shows its values):\n"
+        + "\n".join(lines),
+        config=(tyro.conf.FlagConversionOff,),
+        use_underscores=True,
+    )
+    raise AssertionError("tyro exits after its help")

@@ -1,0 +1,84 @@
+"""Named starting points: the official benchmarks, and small jobs for a CPU. Source: SPEC 3.2 and 3.3.
+
+A field that is not named here has the official default.
+"""
+
+from fastdreamer.config import Config, EnvConfig, ModelConfig, Option, RunConfig
+
+ATARI: dict[str, Option] = {
+    "img_height": 96,
+    "img_width": 96,
+    "gray_scale": True,
+    "stack_num": 1,
+    "frame_skip": 4,
+    "repeat_action_probability": 0.25,
+    "full_action_space": True,
+    "noop_max": 30,
+    "use_fire_reset": False,
+    "episodic_life": False,
+    "reward_clip": False,
+    "max_episode_steps": 27000,  # x 4 frames
+}
+ATARI100K: dict[str, Option] = ATARI | {
+    "img_height": 64,
+    "img_width": 64,
+    "gray_scale": False,
+    "repeat_action_probability": 0.0,
+    "full_action_space": False,
+}
+PIXELS: dict[str, Option] = {"from_pixels": True, "render_width": 64, "render_height": 64}
+
+PRESETS: dict[str, Config] = {
+    config.preset: config
+    for config in (
+        Config(
+            preset="cartpole",
+            env=EnvConfig(id="CartPole-v1", num_envs=8),
+            model=ModelConfig(size="size1m"),
+            run=RunConfig(steps=30_000, train_ratio=256, solved=475.0),
+        ),
+        Config(
+            preset="catch",
+            env=EnvConfig(id="Catch-v0"),
+            model=ModelConfig(size="size1m"),
+            run=RunConfig(steps=60_000, train_ratio=64),
+        ),
+        Config(
+            preset="atari",
+            env=EnvConfig(id="Pong-v5", options=ATARI),
+            run=RunConfig(steps=51_000_000),
+        ),
+        Config(
+            preset="atari100k",
+            env=EnvConfig(id="Pong-v5", num_envs=1, options=ATARI100K),
+            run=RunConfig(steps=110_000, train_ratio=256),
+        ),
+        Config(
+            preset="dmc_proprio",
+            env=EnvConfig(id="WalkerWalk-v1"),
+            model=ModelConfig(size="size1m"),
+            run=RunConfig(steps=1_100_000, train_ratio=1024),
+        ),
+        Config(
+            preset="dmc_vision",
+            env=EnvConfig(id="WalkerWalk-v1", options=PIXELS),
+            run=RunConfig(steps=1_100_000, train_ratio=256),
+        ),
+        Config(
+            preset="procgen",
+            env=EnvConfig(id="CoinrunHard-v0"),
+            run=RunConfig(steps=110_000_000, train_ratio=64),
+        ),
+        Config(
+            preset="crafter",
+            env=EnvConfig(id="fastdreamer.env_crafter:Crafter", num_envs=1),
+            run=RunConfig(steps=1_100_000, train_ratio=512),
+        ),
+        Config(
+            preset="minigrid",
+            env=EnvConfig(id="MiniGrid-Empty-5x5-v0", options={"keys": "image,direction"}),
+            model=ModelConfig(size="size1m"),
+            run=RunConfig(steps=200_000, train_ratio=128),
+        ),
+    )
+}
