@@ -7,7 +7,6 @@ uniforms and normals they need come in as tensors. Source: SPEC 1.3 to 1.10.
 from typing import NamedTuple
 
 import torch
-from fastdreamer_kernels.policy import policy_outputs, sample_action
 from torch import Tensor, nn
 
 from fastdreamer.batch import Batch, State
@@ -17,6 +16,7 @@ from fastdreamer.nets import initialize
 from fastdreamer.noise import Noise
 from fastdreamer.spaces import Spaces
 from fastdreamer.world_model import WorldModel
+from fastdreamer_kernels.policy import policy_outputs, sample_action
 
 LOSS_SCALES = {"rew": 1.0, "con": 1.0, "dyn": 1.0, "rep": 0.1, "policy": 1.0, "value": 1.0, "repval": 0.3}
 

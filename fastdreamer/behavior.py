@@ -3,8 +3,6 @@
 from typing import NamedTuple
 
 import torch
-from fastdreamer_kernels import lambda_return
-from fastdreamer_kernels.policy import policy_outputs
 from torch import Tensor, nn
 
 from fastdreamer.batch import Batch
@@ -12,6 +10,8 @@ from fastdreamer.config import LossConfig, ModelConfig
 from fastdreamer.dists import action_log_prob_entropy
 from fastdreamer.heads import PolicyHead, ScalarHead
 from fastdreamer.spaces import Spaces
+from fastdreamer_kernels import lambda_return
+from fastdreamer_kernels.policy import policy_outputs
 
 LAMBDA = 0.95
 ENTROPY_SCALE = 3e-4
@@ -34,6 +34,9 @@ class Dream(NamedTuple):
 
 class ReturnNormalizer(nn.Module):
     """Running 5th and 95th percentile of the returns; their distance, at least 1, scales the advantages."""
+
+    lo: Tensor
+    hi: Tensor
 
     def __init__(self, enabled: bool) -> None:
         super().__init__()
@@ -94,7 +97,7 @@ class Behavior(nn.Module):
         offset, scale = self.retnorm.stats()
         weight = torch.cumprod(dream.cont, 1)  # the root's continue is part of it
         advantage = (returns - value[:, :-1]) / scale
-        objective = advantage * log_prob[:, :-1] + ENTROPY_SCALE * sum(entropies)[:, :-1]
+        objective = advantage * log_prob[:, :-1] + ENTROPY_SCALE * sum(entropies[1:], entropies[0])[:, :-1]
         losses = {
             "policy": -weight[:, :-1] * objective,
             "value": weight[:, :-1] * self.val.loss(logits[:, :-1], returns, slow[:, :-1]),

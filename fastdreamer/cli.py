@@ -145,8 +145,8 @@ def _read(text: str, hint: Any) -> object:
     return text
 
 
-def _hints(kind: type, prefix: str = "") -> dict[str, Any]:
-    """The type of each field by its dotted name, without those that are not one flag."""
+def _hints(kind: Any, prefix: str = "") -> dict[str, Any]:
+    """The type of each field of a dataclass by its dotted name, without those that are not one flag."""
     hints: dict[str, Any] = {}
     for name, hint in get_type_hints(kind).items():
         hints |= _hints(hint, f"{prefix}{name}.") if is_dataclass(hint) else {prefix + name: hint}

@@ -5,9 +5,10 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from fastdreamer_kernels.policy import ActionKey, bounded_normal
 from fastdreamer_kernels.unimix_kl.reference import mixed_log_probs
-from torch import Tensor
 
 BINS = 255
 LOG_TWO_PI = math.log(2 * math.pi)

@@ -79,7 +79,7 @@ class Env:
             self._stepping = True
 
     def render(self, index: int) -> NDArray[np.uint8]:
-        """A picture (H, W, 3) of environment `index`; needs env.options.render_mode rgb_array, between recv and send."""
+        """A picture (H, W, 3) of environment `index`: needs env.options.render_mode rgb_array, after recv."""
         with _named(self._id):
             self._require_usable()
             if self._stepping:

@@ -13,7 +13,7 @@ from fastdreamer.env_step import EnvError
 LENGTH = 10_000  # steps, the benchmark's
 
 
-class Crafter(gymnasium.Env[NDArray[np.uint8], int]):
+class Crafter(gymnasium.Env[NDArray[np.uint8], np.int64]):
     """The package's environment speaks the old gym interface and takes its seed only when it is made."""
 
     def __init__(self, size: int = 64, length: int = LENGTH) -> None:
@@ -38,7 +38,7 @@ class Crafter(gymnasium.Env[NDArray[np.uint8], int]):
             self._env = self._crafter.Env(seed=seed, **self._arguments)
         return self._env.reset(), {}
 
-    def step(self, action: int) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.int64) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
         """Terminated where the player died; every other end is the time limit."""
         observation, reward, done, info = self._env.step(action)
         died = bool(done) and info["discount"] == 0

@@ -79,7 +79,7 @@ class GymBackend:
 
 
 class Checked(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Flat observations with the keys to keep; EnvError, naming key and environment, for anything else than declared."""
+    """Flat observations with the keys to keep; EnvError, naming key and environment, for any other than declared."""
 
     def __init__(self, env: AnyEnv, index: int, keys: str) -> None:
         for name in ("observation_space", "action_space"):

@@ -3,13 +3,13 @@
 from typing import Literal
 
 import torch
-from fastdreamer_kernels.functional import Projection
-from fastdreamer_kernels.policy import ActionKey, Policy
 from torch import Tensor, nn
 
 from fastdreamer.dists import BINS, normal_loss, twohot_loss, twohot_mean
 from fastdreamer.nets import MLP, Linear, Named
 from fastdreamer.spaces import Spaces
+from fastdreamer_kernels.functional import Projection
+from fastdreamer_kernels.policy import ActionKey, Policy
 
 
 class ScalarHead(nn.Module):
@@ -61,7 +61,7 @@ class PolicyHead(nn.Module):
         return list(zip(self.spaces, self.keys, strict=True))
 
     @staticmethod
-    def _outputs(units: int, width: int, classes: int) -> Named:
+    def _outputs(units: int, width: int, classes: int) -> Named[Linear]:
         names = ("logits",) if classes else ("mean", "stddev")
         return Named({name: Linear(units, width, outscale=0.01) for name in names})
 
@@ -69,7 +69,7 @@ class PolicyHead(nn.Module):
         """Trunk and outputs in the compute dtype, keys in alphabetical order."""
         outputs: list[tuple[Projection, ...]] = []
         for key in self.spaces:
-            outputs.append(tuple(out.weights(dtype) for out in self.head[key].children()))
+            outputs.append(tuple(out.weights(dtype) for out in self.head[key].values()))
         return Policy(self.mlp.weights(dtype), tuple(outputs))
 
     def split(self, action: Tensor) -> dict[str, Tensor]:

@@ -5,17 +5,21 @@ Images are (..., H, W, C) everywhere; kernels of convolutions are (out, in, 5, 5
 """
 
 import math
+from collections.abc import Iterator, Mapping
+from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
-from fastdreamer_kernels.functional import Layer, Projection, block_linear, layer, linear, norm_act
 from torch import Tensor, nn
 
 from fastdreamer.noise import Noise
 from fastdreamer.spaces import Space, Spaces
+from fastdreamer_kernels.functional import Layer, Projection, block_linear, layer, linear, norm_act
 
 TRUNCATION = 1.1368  # restores the standard deviation that cutting a normal at 2 takes away
 STAGES = (2, 3, 4, 4)  # image channels per stage, in units of depth
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class Kernel(nn.Module):
@@ -73,15 +77,19 @@ class Norm(nn.Module):
         self.scale = nn.Parameter(torch.ones(units))
 
 
-class Named(nn.Module):
+class Named(nn.Module, Generic[M]):
     """Modules by key. Any key is allowed, also one that is the name of an attribute of `nn.Module`."""
 
-    def __init__(self, modules: dict[str, nn.Module]) -> None:
+    def __init__(self, modules: Mapping[str, M]) -> None:
         super().__init__()
         self._modules.update(modules)
 
-    def __getitem__(self, key: str) -> nn.Module:
-        return self._modules[key]  # type: ignore[return-value]  # never None here
+    def __getitem__(self, key: str) -> M:
+        return self._modules[key]  # type: ignore[return-value]  # an M, as given
+
+    def values(self) -> Iterator[M]:
+        """The modules, in the order of their keys' insertion."""
+        return iter(self._modules.values())  # type: ignore[arg-type]  # as above
 
 
 class MLP(nn.Module):
@@ -106,7 +114,21 @@ class MLP(nn.Module):
 
 def layer_weights(module: nn.Module, kernel: str, norm: str, dtype: torch.dtype) -> Layer:
     """The weights of one linear -> norm -> act layer whose two parts are submodules of `module`."""
-    return Layer(*module.get_submodule(kernel).weights(dtype), module.get_submodule(norm).scale)
+    return Layer(*kernel_weights(module, kernel, dtype), norm_scale(module, norm))
+
+
+def kernel_weights(module: nn.Module, name: str, dtype: torch.dtype) -> Projection:
+    """Kernel and bias of a submodule in the compute dtype."""
+    part = module.get_submodule(name)
+    assert isinstance(part, Kernel)
+    return part.weights(dtype)
+
+
+def norm_scale(module: nn.Module, name: str) -> Tensor:
+    """The scale of a submodule."""
+    part = module.get_submodule(name)
+    assert isinstance(part, Norm)
+    return part.scale
 
 
 @torch.no_grad()
@@ -187,7 +209,7 @@ class Encoder(nn.Module):
             for i in range(len(STAGES)):
                 x = self.get_submodule(f"cnn{i}")(x)
                 x = F.max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
-                x = norm_act(x, self.get_submodule(f"cnn{i}norm").scale)
+                x = norm_act(x, norm_scale(self, f"cnn{i}norm"))
             tokens.append(x.flatten(1).unflatten(0, pixels.shape[:2]))
         return torch.cat(tokens, -1)
 
@@ -245,7 +267,7 @@ class Decoder(nn.Module):
         x = norm_act(x + spatial.view(x.shape), self.spnorm.scale)
         for i in reversed(range(len(STAGES) - 1)):
             x = self.get_submodule(f"conv{i}")(upsample(x))
-            x = norm_act(x, self.get_submodule(f"conv{i}norm").scale)
+            x = norm_act(x, norm_scale(self, f"conv{i}norm"))
         return torch.sigmoid(self.imgout(upsample(x)))
 
 

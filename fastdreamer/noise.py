@@ -46,7 +46,7 @@ def philox(counter: Words, key: tuple[int, int]) -> Words:
     c0, c1, c2, c3 = counter
     k0, k1 = key
     high = torch.empty_like(c0)
-    # int64 products wrap; their low and high 32 bits are still the unsigned ones. Odd words stay unmasked until the end.
+    # int64 products wrap; their low and high 32 bits are still the unsigned ones. Odd words are masked only at the end.
     for _ in range(ROUNDS):
         c0.mul_(MULTIPLIERS[0])
         c2.mul_(MULTIPLIERS[1])

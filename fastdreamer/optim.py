@@ -27,7 +27,7 @@ class LaProp:
         self, params: dict[str, nn.Parameter], lr: float, warmup: int, agc: float, weight_decay: float = 0.0
     ) -> None:
         self.names = list(params)
-        self.params = list(params.values())
+        self.params: list[Tensor] = list(params.values())
         self.lr, self.warmup, self.agc, self.weight_decay = lr, warmup, agc, weight_decay
         self.step_count = torch.zeros((), dtype=torch.float32, device=self.params[0].device)
         self.nu = [torch.zeros_like(param) for param in self.params]
@@ -73,7 +73,7 @@ class LaProp:
 
     def _clip(self, grads: list[Tensor], norms: Tensor) -> list[Tensor]:
         limit = self.agc * torch.stack(torch._foreach_norm(self.params)).clamp(min=MIN_NORM)
-        return torch._foreach_div(grads, list((norms / limit).clamp(min=1.0).unbind()))
+        return list(torch._foreach_div(grads, (norms / limit).clamp(min=1.0).unbind()))
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor to save: step, mu/NAME, nu/NAME. They are the live tensors, so copying into them restores."""
@@ -82,5 +82,5 @@ class LaProp:
         return {"step": self.step_count, **mu, **nu}
 
 
-def _norm(tensors: list[Tensor] | list[nn.Parameter]) -> Tensor:
+def _norm(tensors: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))

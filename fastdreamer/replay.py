@@ -8,6 +8,7 @@ at record w // num_envs of environment w % num_envs; the newest `capacity` windo
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,11 +17,10 @@ from torch import Tensor
 
 from fastdreamer.batch import Batch, State, Window
 from fastdreamer.noise import Noise, Stream
+from fastdreamer.replay_io import ChunkFiles
 from fastdreamer.replay_storage import Field, allocate, check_memory
 from fastdreamer.spaces import Spaces
 
-CHUNK = 1024
-"""Records per environment in one saved file."""
 Value = np.ndarray | Tensor
 
 
@@ -51,9 +51,7 @@ class Replay:
                 raise ValueError(f"replay.{name} must be at least 1, got {value}")
         self.num_envs, self.capacity, self.batch_size, self.batch_length = num_envs, capacity, batch_size, batch_length
         # A window and its margin: rows that the write cursor can reach while a planned copy is still under way.
-        needed = -(-capacity // num_envs) + batch_length + 2 * (batch_length + 1)
-        self.chunk = min(CHUNK, needed)
-        self.rows = -(-needed // self.chunk) * self.chunk
+        self.rows = -(-capacity // num_envs) + batch_length + 2 * (batch_length + 1)
         record = {f"obs/{key}": Field.of(space) for key, space in obs.items()}
         record |= {f"action/{key}": Field.of(space) for key, space in act.items()}
         record |= {"reward": Field((), torch.float32)}
@@ -62,6 +60,7 @@ class Replay:
         check_memory(record | latent, num_envs * self.rows, capacity, num_envs)
         self.records = allocate(record, (num_envs, self.rows))
         self.latents = allocate(latent, (num_envs, self.rows))
+        self._files = ChunkFiles("records", self.records), ChunkFiles("latents", self.latents)
         self._staging = allocate(record, (batch_size, batch_length)) | allocate(latent, (batch_size, 1))
         self._start_stoch = torch.empty(batch_size, stoch, dtype=torch.int32)
         self.noise = Noise(seed, Stream.PLAN, rank)
@@ -170,11 +169,56 @@ class Replay:
         index = self._index(plan, 1, self.batch_length).numpy()
         kept = np.flatnonzero(record.ravel() >= self.length - self.rows)[::-1]
         row, last = np.unique(index[kept], return_index=True)
+        self._files[1].changed(record)
         source = torch.from_numpy(kept[last])
         for key, value in {"deter": deter, "stoch": stoch}.items():
             ring = self.latents[key].flatten(0, 1)
             fresh = value.detach().to("cpu", ring.dtype).flatten(0, 1)
             ring.index_copy_(0, torch.from_numpy(row), fresh.index_select(0, source))
+
+    def save(self, folder: Path) -> dict[str, object]:
+        """Writes every record that can still be sampled to `folder`; returns the index that `load` takes, JSON data.
+
+        "chunks" in it maps the names of the files to their crc32. Observations, actions and flags are written once,
+        states again if they changed since they were saved. Raises OSError where that fails; the ring can go on then.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        first = self.window_range()[0] // self.num_envs
+        chunks = {name: crc for files in self._files for name, crc in files.save(folder, first, self.length).items()}
+        counters = {"length": self.length, "first": first, "served": self.served, "plans": int(self.noise.counter)}
+        return {"chunks": chunks, "ring": self._facts(), **counters}
+
+    def load(self, folder: Path, index: Mapping[str, object]) -> None:
+        """Goes on from a `save`, bit by bit as if never interrupted; the ring must be new.
+
+        Its capacity may differ: a larger ring goes on filling up, a smaller one takes the newest records. Raises
+        ValueError where the index belongs to another kind of ring, or where a file is missing, unreadable or does not
+        fit; the ring cannot be used then.
+        """
+        if self.length:
+            raise ValueError(f"replay.load needs a new ring, this one holds {self.length} records")
+        own, saved, chunks = self._facts(), index.get("ring"), index.get("chunks")
+        if not isinstance(saved, dict) or not isinstance(chunks, dict):
+            raise ValueError("replay index: not an index")
+        for name in sorted(own.keys() | saved.keys()):
+            if own.get(name) != saved.get(name):
+                raise ValueError(f"replay: saved with {name} {saved.get(name)}, but this run has {own.get(name)}")
+        length, first, served, plans = (_count(index, name) for name in ("length", "first", "served", "plans"))
+        first = max(first, length - self.rows)
+        for files in self._files:
+            files.load(folder, chunks, first, length)
+        self.length, self.first, self.served = length, first, served
+        self.noise.counter.fill_(plans)
+
+    def _facts(self) -> dict[str, object]:
+        """What must agree between a saved ring and the one that it is loaded into."""
+        rings = self.records | self.latents
+        fields: dict[str, object] = {key: f"{ring.dtype} {tuple(ring.shape[2:])}" for key, ring in rings.items()}
+        return fields | {
+            "num_envs": self.num_envs,
+            "batch_length": self.batch_length,
+            "chunk": self._files[0].length,
+        }
 
     def _index(self, plan: Plan, offset: int, count: int) -> Tensor:
         """(B * count,) int64: where records start + offset .. start + offset + count - 1 lie in the flattened ring."""
@@ -191,6 +235,13 @@ def _below(span: int, high: np.ndarray, low: np.ndarray) -> np.ndarray:
     """floor(span * u / 2**64) of 64-bit u = high * 2**32 + low: uniform in 0..span-1 to one part in 2**64 / span."""
     assert span < 1 << 31, span
     return ((high * np.uint64(span) + (low * np.uint64(span) >> np.uint64(32))) >> np.uint64(32)).astype(np.int64)
+
+
+def _count(index: Mapping[str, object], name: str) -> int:
+    value = index.get(name)
+    if not isinstance(value, int):
+        raise ValueError(f"replay index: {name} must be a count, got {value!r}")
+    return value
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

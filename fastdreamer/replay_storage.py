@@ -53,12 +53,20 @@ def available_memory() -> int:
     """Bytes that this process may still use: what the system has left, or its control group if that is less."""
     if not MEMINFO.exists():
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    lines = (line.split() for line in MEMINFO.read_text().splitlines())
-    have = next(int(line[1]) * 1024 for line in lines if line[0] == "MemAvailable:")
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    have = _table(MEMINFO)["MemAvailable:"] * 1024
+    for group, limit, used in (
+        (CGROUP, "memory.max", "memory.current"),
+        (CGROUP / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
-        if (CGROUP / limit).exists() and (allowed := (CGROUP / limit).read_text().strip()) != "max":
-            have = min(have, int(allowed) - int((CGROUP / used).read_text()))
+        if (group / limit).exists() and (allowed := (group / limit).read_text().strip()) != "max":
+            stat = _table(group / "memory.stat")
+            # cached files count as used, but give way to the ring
+            cached = sum(stat.get(f"total_{key}", stat.get(key, 0)) for key in ("active_file", "inactive_file"))
+            have = min(have, int(allowed) - int((group / used).read_text()) + cached)
     return have
+
+
+def _table(path: Path) -> dict[str, int]:
+    """The first two words of every line."""
+    lines = (line.split() for line in path.read_text().splitlines())
+    return {line[0]: int(line[1]) for line in lines}

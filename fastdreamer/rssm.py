@@ -1,14 +1,14 @@
 """The recurrent state-space model: deterministic state, discrete latents, prior and posterior. Source: SPEC 2.3."""
 
 import torch
-from fastdreamer_kernels import imagine_sequence, observe_sequence
-from fastdreamer_kernels.policy import ActionKey, Policy
-from fastdreamer_kernels.rssm_core import Core, Head, head
 from torch import Tensor, nn
 
 from fastdreamer.batch import State
 from fastdreamer.config import Dims
-from fastdreamer.nets import BlockLinear, Linear, Norm, layer_weights, onehot
+from fastdreamer.nets import BlockLinear, Linear, Norm, kernel_weights, layer_weights, onehot
+from fastdreamer_kernels import imagine_sequence, observe_sequence
+from fastdreamer_kernels.policy import ActionKey, Policy
+from fastdreamer_kernels.rssm_core import Core, Head, head
 
 PRIOR_LAYERS, POSTERIOR_LAYERS = 2, 1
 
@@ -40,14 +40,14 @@ class RSSM(nn.Module):
 
     def core(self, dtype: torch.dtype) -> Core:
         """The weights of the deterministic update in the compute dtype."""
-        inputs = [layer_weights(self, f"dynin{i}", f"dynin{i}norm", dtype) for i in range(3)]
+        deter, stoch, action = (layer_weights(self, f"dynin{i}", f"dynin{i}norm", dtype) for i in range(3))
         hidden = layer_weights(self, "dynhid0", "dynhid0norm", dtype)
-        return Core(*inputs, hidden, self.dyngru.weights(dtype))
+        return Core(deter, stoch, action, hidden, self.dyngru.weights(dtype))
 
     def head(self, name: str, layers: int, dtype: torch.dtype) -> Head:
         """The weights of the prior or the posterior in the compute dtype."""
         stack = tuple(layer_weights(self, f"{name}{i}", f"{name}{i}norm", dtype) for i in range(layers))
-        return Head(stack, self.get_submodule(f"{name}logit").weights(dtype))
+        return Head(stack, kernel_weights(self, f"{name}logit", dtype))
 
     def initial(self, rows: int, dtype: torch.dtype, device: torch.device) -> State:
         """Zeros: deter (rows, D), stoch (rows, S). Whatever it holds, is_first resets it before its first use."""

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from fastdreamer_kernels import unimix_kl
 from torch import Tensor, nn
 
 from fastdreamer.batch import Batch, State
@@ -14,6 +13,7 @@ from fastdreamer.heads import ContinueHead, ScalarHead
 from fastdreamer.nets import Decoder, Encoder, concat_vectors, symlog
 from fastdreamer.rssm import RSSM
 from fastdreamer.spaces import Space, Spaces
+from fastdreamer_kernels import unimix_kl
 
 
 class WorldOutput(NamedTuple):

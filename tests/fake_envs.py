@@ -1,6 +1,6 @@
 """Small gymnasium environments for test_env.py, importable as `fake_envs:Name` here and in spawned workers."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -144,7 +144,7 @@ class Counter(gymnasium.Env[Any, Any]):
 
     observation_space = spaces.Box(0, 99, ())
     action_space = spaces.Discrete(2)
-    metadata = {"render_modes": ["rgb_array"]}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
 
     def __init__(self, render_mode: str | None = None) -> None:
         self.render_mode = render_mode

@@ -4,10 +4,11 @@ A key is used when it was compared, or read before a comparison of the same test
 every key of every file that was not. The folder is tests/golden, or the one that `--golden DIR` names.
 """
 
+import json
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ class Ledger:
     """What one test session used of the arrays."""
 
     used: dict[str, set[str]] = field(default_factory=dict)
-    """Keys per file name; the empty key stands for a whole file that has no keys."""
+    """Keys per file name: arrays of .npz, columns of .csv, top-level entries of .json."""
     comparisons: int = 0
     values: int = 0
 
@@ -47,8 +48,7 @@ class Ledger:
         missing = []
         for path in sorted(folder.iterdir()):
             if path.name not in EXEMPT:
-                keys = np.load(path).files if path.suffix == ".npz" else [""]
-                missing += [f"{path.name}:{key}" for key in keys if key not in self.used.get(path.name, set())]
+                missing += [f"{path.name}:{key}" for key in read_keys(path) if key not in self.used.get(path.name, set())]
         return missing
 
 
@@ -63,11 +63,19 @@ class Golden:
         """One .npz file of the folder."""
         return Arrays(self, name)
 
-    def read_table(self, name: str) -> list[dict[str, str]]:
-        """The rows of a .csv file by column name."""
-        header, *rows = [line.split(",") for line in (self.folder / name).read_text().splitlines()]
-        self.pending.append((name, ""))
-        return [dict(zip(header, row, strict=True)) for row in rows]
+    def read_table(self, name: str, *columns: str) -> list[tuple[str, ...]]:
+        """The rows of a .csv file, these columns of them."""
+        rows = read_rows(self.folder / name)
+        self.pending += [(name, column) for column in columns]
+        return [tuple(row[column] for column in columns) for row in rows]
+
+    def read_json(self, name: str, *keys: str) -> Any:
+        """What stands under the first key of a .json file, under the second in that, and so on."""
+        value = json.loads((self.folder / name).read_text())
+        self.pending.append((name, keys[0]))
+        for key in keys:
+            value = value[key]
+        return value
 
     def compare(self, what: str, actual: Tensor | float, expected: Tensor | float, tolerance: Tolerance) -> None:
         """Fails unless both have one shape and agree; integers and booleans must be equal whatever the tolerance."""
@@ -135,7 +143,7 @@ class Arrays:
             self.compare(prefix + key, value, tolerance)
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
     """Every array of one file, read once per session."""
     with np.load(path) as file:

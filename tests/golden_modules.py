@@ -39,6 +39,4 @@ def infer_dims(params: dict[str, Tensor], stoch: Tensor, units: int = 0, depth: 
     deter, hidden = params["dyn/dynin0/kernel"].shape
     groups, classes = stoch.shape[-2:]
     blocks = len(params["dyn/dyngru/kernel"])
-    return Dims(
-        deter=deter, hidden=hidden, units=units, stoch=groups, classes=classes, blocks=blocks, depth=depth
-    )
+    return Dims(deter=deter, hidden=hidden, units=units, stoch=groups, classes=classes, blocks=blocks, depth=depth)

@@ -9,7 +9,9 @@ LEDGER = Ledger()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--golden", type=Path, default=FOLDER, metavar="DIR", help="folder of official arrays to compare with")
+    parser.addoption(
+        "--golden", type=Path, default=FOLDER, metavar="DIR", help="folder of official arrays to compare with"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

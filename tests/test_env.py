@@ -200,7 +200,7 @@ def test_render_shows_the_asked_environment() -> None:
     for id in ("CartPole-v1", "gym:CartPole-v1"):
         env = make_env(id, num_envs=1, seed=0)
         env.recv()
-        with pytest.raises(EnvError, match="cannot render: .*render_mode"):
+        with pytest.raises(EnvError, match=r"cannot render: .*render_mode"):
             env.render(0)
 
 

@@ -1,4 +1,4 @@
-"""Heads on features against the official arrays: reward, value, continue, three kinds of actor, float32 and bfloat16."""
+"""Heads on features against the official arrays: reward, value, continue, three actors, float32 and bfloat16."""
 
 import math
 
@@ -151,5 +151,7 @@ def test_fresh_actor_is_wide_and_fresh_continue_is_undecided(golden: Golden) -> 
         ("init_con_prob", torch.logit(arrays.read("init_con_prob")), torch.stack(logits)),
     ):
         spread = ours.flatten(1).std(-1)
-        arrays.golden.compare(f"{key}: mean", official.mean(), ours.mean(), Tolerance(0.0, 4 * ours.flatten(1).mean(-1).std()))
+        arrays.golden.compare(
+            f"{key}: mean", official.mean(), ours.mean(), Tolerance(0.0, 4 * ours.flatten(1).mean(-1).std())
+        )
         arrays.golden.compare(f"{key}: spread", official.std(), spread.mean(), Tolerance(0.0, 4 * spread.std()))

@@ -247,8 +247,11 @@ def test_a_compact_number_keeps_its_leading_digits(value: float) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "    0"), (17, "   17"), (1.2345, "1.234"), (9.9999, "10.00"), (999.6, "1.00k"), (12345, "12.3k")]
-    + [(-0.0123, "-0.01"), (-123456, "-123k"), (1e15, " huge"), (math.nan, "  nan"), (-math.inf, " -inf"), (None, "    -")],
+    [
+        (0, "    0"), (17, "   17"), (1.2345, "1.234"), (9.9999, "10.00"), (999.6, "1.00k"), (12345, "12.3k"),
+        (-0.0123, "-0.01"), (-123456, "-123k"), (1e15, " huge"), (math.nan, "  nan"), (-math.inf, " -inf"),
+        (None, "    -"),
+    ],
 )  # fmt: skip
 def test_compact(value: float | None, text: str) -> None:
     assert compact(value) == text

@@ -1,7 +1,8 @@
 """The one place that picks a backend.
 
 Every op names its implementations here once, at import. A call runs the backend that it names, else the one that
-`FASTDREAMER_KERNELS` names, else the fastest that is present (the order of `BACKENDS`). Nothing looks at `tensor.device`.
+`FASTDREAMER_KERNELS` names, else the fastest that is present (the order of `BACKENDS`). Nothing looks at
+`tensor.device`.
 """
 
 import os

@@ -13,7 +13,7 @@ NORM_EPS = 1e-4
 
 
 class Layer(NamedTuple):
-    """One linear -> RMSNorm -> SiLU layer: kernel (in, out) or (blocks, in/blocks, out/blocks), bias and scale (out,)."""
+    """Linear -> RMSNorm -> SiLU: kernel (in, out) or (blocks, in/blocks, out/blocks), bias and scale (out,)."""
 
     kernel: Tensor
     bias: Tensor

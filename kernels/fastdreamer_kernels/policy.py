@@ -48,7 +48,9 @@ def bounded_normal(mean: Tensor, stddev: Tensor) -> tuple[Tensor, Tensor]:
     return torch.tanh(mean).float(), std.float()
 
 
-def sample_action(outputs: list[tuple[Tensor, ...]], keys: tuple[ActionKey, ...], noise: Tensor, unimix: float) -> Tensor:
+def sample_action(
+    outputs: list[tuple[Tensor, ...]], keys: tuple[ActionKey, ...], noise: Tensor, unimix: float
+) -> Tensor:
     """The flat action (..., A) float32 from noise (..., sum of elements), without gradient."""
     parts = []
     with torch.no_grad():

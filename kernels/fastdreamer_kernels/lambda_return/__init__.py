@@ -8,9 +8,7 @@ from fastdreamer_kernels.lambda_return import reference
 _dispatch.define("lambda_return", reference=reference.lambda_return)
 
 
-def lambda_return(
-    reward: Tensor, cont: Tensor, value: Tensor, lam: Tensor, backend: str | None = None
-) -> Tensor:
+def lambda_return(reward: Tensor, cont: Tensor, value: Tensor, lam: Tensor, backend: str | None = None) -> Tensor:
     """Lambda-returns, scanned backward; bootstraps from value[:, -1].
 
     Every tensor is (B, T) float32. `cont`: the predicted continue in imagination, discount already inside;

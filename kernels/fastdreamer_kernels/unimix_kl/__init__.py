@@ -23,7 +23,9 @@ def unimix_kl(
     Raises ValueError if the shapes differ or an argument is out of range. Source: SPEC 1.4.
     """
     if post.shape != prior.shape:
-        raise ValueError(f"unimix_kl: post and prior must share one shape, got {tuple(post.shape)}, {tuple(prior.shape)}")
+        raise ValueError(
+            f"unimix_kl: post and prior must share one shape, got {tuple(post.shape)}, {tuple(prior.shape)}"
+        )
     if not 0 <= unimix <= 1:
         raise ValueError(f"unimix_kl: unimix must be in [0, 1], got {unimix}")
     if free_nats < 0:

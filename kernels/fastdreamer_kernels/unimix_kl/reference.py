@@ -11,9 +11,7 @@ def mixed_log_probs(logits: Tensor, unimix: float) -> Tensor:
     return torch.log_softmax(logits.float(), -1) if unimix == 0 else mixed_probs(logits, unimix).log()
 
 
-def unimix_kl(
-    post: Tensor, prior: Tensor, unimix: float, free_nats: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def unimix_kl(post: Tensor, prior: Tensor, unimix: float, free_nats: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     post, prior = mixed_log_probs(post, unimix), mixed_log_probs(prior, unimix)
     dyn = _kl(post.detach(), prior)
     rep = _kl(post, prior.detach())

@@ -12,9 +12,7 @@ from fastdreamer_kernels.unimix_sample import reference
 _dispatch.define("unimix_sample", reference=reference.unimix_sample)
 
 
-def unimix_sample(
-    logits: Tensor, uniform: Tensor, unimix: float, backend: str | None = None
-) -> tuple[Tensor, Tensor]:
+def unimix_sample(logits: Tensor, uniform: Tensor, unimix: float, backend: str | None = None) -> tuple[Tensor, Tensor]:
     """Class indices (..., S) int32 and their differentiable one-hot (..., S, K) in the dtype of the logits.
 
     logits (..., S, K), uniform (..., S) float32 in [0, 1), unimix in [0, 1]: the share of the uniform distribution.

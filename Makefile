@@ -1,0 +1,46 @@
+# make train ARGS="cartpole --run.seed 1"; the first run installs into .venv. Another PYTHON or TORCH: make clean before.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
+NEEDS := import sys; sys.exit(sys.version_info < (3, 11) and f"fastdreamer needs Python 3.11, this is {sys.version}")
+
+.PHONY: train test test-slow lint clean
+
+train: $(VENV)/.train
+	@$(BIN)/python -m fastdreamer.train $(ARGS)
+
+test: $(VENV)/.test
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.test
+	$(PYTEST) -m slow $(ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+
+$(VENV)/.made:
+	@$(PYTHON) -c '$(NEEDS)'
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.torch: $(VENV)/.made
+	$(PIP) $(TORCH)
+	@touch $@
+
+$(VENV)/.train: $(VENV)/.torch pyproject.toml setup.py
+	$(PIP) --quiet -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.torch pyproject.toml setup.py
+	$(PIP) --quiet -e '.[test]'
+	@touch $@ $(VENV)/.train
