@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
-NEEDS := import sys; sys.exit(sys.version_info < (3, 11) and f"fastdreamer needs Python 3.11, this is {sys.version}")
+NEEDS := import sys; sys.exit(sys.version_info < (3, 11) and f"fastdreamer needs Python 3.11, got {sys.version.split()[0]}")
 
 .PHONY: train test test-slow lint clean
 

@@ -82,7 +82,7 @@ def _split(argv: Sequence[str]) -> _Words:
         name = flag.removeprefix("--").replace("-", "_")
         group, _, leaf = name.rpartition(".")
         if name not in known and not (group == OPTIONS and leaf.isidentifier()):
-            raise ValueError(f"unknown flag {flag}{_closest(name, known, '--')}")
+            raise ValueError(f"unknown flag {flag}{_closest(name.lstrip('_'), known, '--')}")
         if not equals:
             value = next(words, "--")
             if value.startswith("--"):
@@ -164,19 +164,19 @@ def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, ob
 def _closest(word: str, names: Iterable[str], dashes: str = "") -> str:
     """A question with the names most like the word; also by their last part, so that --lr finds --optim.lr."""
     parts = {part: name for name in names for part in (name, name.rpartition(".")[2])}
-    found = dict.fromkeys(parts[part] for part in difflib.get_close_matches(word, parts))
+    found = dict.fromkeys(parts[part] for part in difflib.get_close_matches(word, parts, cutoff=0.7))
     return f", did you mean {' or '.join(dashes + name for name in found)}?" if found else ""
 
 
 def _help(preset: Config) -> NoReturn:
     import tyro  # only here: a run starts without it
 
-    resume = tyro.conf.arg(metavar="RUN", help="Go on with the run in this folder, without a preset.")
+    run_folder = tyro.conf.arg(metavar="RUN", help="Go on with the run in this folder, without a preset.")
     sample = replace(preset.env, options=preset.env.options or {"NAME": "VALUE"})
 
     @dataclass(frozen=True, kw_only=True)
     class Flags:
-        resume: Annotated[str, resume] = ""
+        resume: Annotated[str, run_folder] = ""
         env: EnvConfig = sample
         model: ModelConfig = preset.model
         loss: LossConfig = preset.loss

@@ -91,7 +91,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in Dims._fields:
             value = getattr(self, name)
-            _check(value is None or value >= 1, f"model.{name}", "at least 1", value)
+            _check(value is None or 1 <= value <= 65536, f"model.{name}", "in 1..65536", value)
         dims = self.dims()
         _check(2 <= dims.classes <= MAX_CLASSES, "model.classes", f"in 2..{MAX_CLASSES}", dims.classes)
         _check(dims.deter % dims.blocks == 0, "model.deter", f"a multiple of model.blocks {dims.blocks}", dims.deter)
@@ -145,7 +145,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _check(0 < self.lr < 1, "optim.lr", "between 0 and 1", self.lr)
-        _check(self.warmup >= 0, "optim.warmup", "at least 0 updates", self.warmup)
+        _check(0 <= self.warmup <= 10**9, "optim.warmup", "in 0..1000000000 updates", self.warmup)
         _check(0 <= self.agc < math.inf, "optim.agc", "at least 0", self.agc)
 
 

@@ -5,6 +5,7 @@ Nothing is validated by EnvPool itself, and some options end the process: they a
 """
 
 import ctypes
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +21,7 @@ INSTALL = 'pip install "envpool==1.2.5"'
 NO_EGL = (
     "no EGL driver is installed, which rendering needs: apt install libegl-mesa0 libgl1-mesa-dri, or NVIDIA's driver"
 )
-# Below these EnvPool crashes (noop_max, stack_num, num_threads) or quietly does something else.
+# Below these EnvPool crashes, hangs or quietly does something else.
 MINIMUM = {
     "noop_max": 1,
     "stack_num": 1,
@@ -30,9 +31,21 @@ MINIMUM = {
     "img_width": 1,
     "render_width": 1,
     "render_height": 1,
+    "render_camera_id": -1,
     "max_episode_steps": 1,
     "num_threads": 0,
+    "size": 3,
+    "height": 2,
+    "width": 1,
+    "agent_view_size": 1,
+    "mission_bytes": 1,
+    "observation_vehicles_count": 1,
 }
+INT32 = 2**31 - 1
+# Families, and parts of ids, which do not look at max_episode_steps.
+NO_TIME_LIMIT = ("envpool.highway", "envpool.jumanji", "envpool.procgen", "Catch-", "CliffWalking")
+# ViZDoom's network games wait for other players and then end the process.
+NETWORK_GAMES = ("Cig-v1", "MultiDuel-v1")
 # Set by the adapter or by the id. A batch smaller than the pool would return rows in timing-dependent order.
 OURS = {
     "num_envs",
@@ -65,18 +78,25 @@ class EnvPoolBackend:
         envpool = _import_envpool()
         if id not in (known := envpool.list_all_envs()):
             raise EnvError(unknown(id, known))
+        if id in NETWORK_GAMES:
+            raise EnvError("it is played over a network; only environments with one player are supported")
+        family = _family(envpool, id)
         try:
             options = _checked_options(envpool, id, options)
-            if _family(envpool, id).startswith("envpool.mujoco") and options.keys() & {"from_pixels", "render_mode"}:
+            draws = options.get("from_pixels", False) or "render_mode" in options
+            if draws and family.startswith("envpool.mujoco"):
                 preload_egl(envpool)
-            pool = envpool.make(id, "gymnasium", num_envs=num_envs, batch_size=num_envs, seed=seed, **options)
-        except (ImportError, RuntimeError, ValueError) as error:
+            with warnings.catch_warnings():
+                # Of gymnasium, about the bounds of observations, which nobody looks at.
+                warnings.filterwarnings("ignore", message=".*precision lowered by casting", category=UserWarning)
+                pool = envpool.make(id, "gymnasium", num_envs=num_envs, batch_size=num_envs, seed=seed, **options)
+                self._tree = observation_tree(pool.observation_space)
+        except (ImportError, MemoryError, RuntimeError, ValueError) as error:
             raise EnvError(one_line(error)) from error
         if (players := pool.config["max_num_players"]) > 1:
             raise EnvError(f"it has {players} players; only environments with one are supported")
         self._pool: Any = pool
-        self._tree = observation_tree(pool.observation_space)
-        self._symbols = _family(envpool, id) == "envpool.minigrid"
+        self._symbols, self._atari = family == "envpool.minigrid", family == "envpool.atari"
         leaves = dict(self._tree.leaves)
         if self._symbols:
             height, width, _ = pool.observation_space["image"].shape
@@ -91,8 +111,8 @@ class EnvPoolBackend:
         obs = {key: np.asarray(value) for key, value in self._tree.split(observation).items()}
         if self._symbols:
             obs["image"] = one_hot_symbols(obs["image"])
-        # Atari only: a game that ends on the step limit is truncated, not terminated, but here it is known to be over.
-        game_over = info["terminated"].astype(bool) | terminated if "lives" in info else None
+        # A game that ends on the step limit is truncated, not terminated, but Atari's info knows that it is over.
+        game_over = info["terminated"].astype(bool) | terminated if self._atari else None
         return Raw(obs, reward, terminated, truncated, game_over)
 
     def send(self, action: object) -> None:
@@ -163,6 +183,12 @@ def _checked_options(envpool: ModuleType, id: str, options: Options) -> dict[str
             raise EnvError(f"env.options.{name} must be {kind.__name__}, got {value!r}")
         if name in MINIMUM and float(value) < MINIMUM[name]:
             raise EnvError(f"env.options.{name} must be at least {MINIMUM[name]}, got {value}")
+        if kind is int and int(value) > INT32:
+            raise EnvError(f"env.options.{name} must be at most {INT32}, got {value}")
+        if name == "max_episode_steps" and any(part in f"{_family(envpool, id)} {id}" for part in NO_TIME_LIMIT):
+            raise EnvError(f"env.options.{name} has no effect on this environment: EnvPool ignores it")
+        if name == "base_path" and not Path(str(value)).is_dir():
+            raise EnvError(f"env.options.{name} must be a folder, got {value}")
         if name == "repeat_action_probability" and not 0 <= float(value) <= 1:
             raise EnvError(f"env.options.{name} must lie in 0..1, got {value}")
     checked = dict(options)

@@ -79,11 +79,12 @@ class Training:
         self.replay.add(*step, mask_action(action, step.is_last), *state)
         if self.replay.windows >= self.config.replay.trained_steps:
             for _ in range(self.ratio.due(self.env_steps)):
-                self._update()
+                self.update()
         self.progress.train_seconds += time.perf_counter() - begun
         return self._count_episodes(step)
 
-    def _update(self) -> None:
+    def update(self) -> None:
+        """One update: plan, gather, train, and the fresh states back into the ring."""
         begun = time.perf_counter()
         with range_("plan"):
             plan = self.replay.plan()

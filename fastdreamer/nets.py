@@ -233,6 +233,9 @@ class Decoder(nn.Module):
         if self.images:
             self.height, self.width = image_resolution(self.images)
             channels = depth * STAGES[-1]
+            if channels % blocks:
+                allowed = f"{STAGES[-1]} x model.depth must be a multiple of model.blocks {blocks}"
+                raise ValueError(f"model.depth: for images {allowed}, got {depth}")
             size = self.height * self.width * channels
             self.sp0 = BlockLinear(deter, size, blocks)
             self.sp1 = Linear(stoch, 2 * units)

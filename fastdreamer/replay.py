@@ -9,7 +9,7 @@ at record w // num_envs of environment w % num_envs; the newest `capacity` windo
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from fastdreamer.replay_storage import Field, allocate, check_memory
 from fastdreamer.spaces import Spaces
 
 Value = np.ndarray | Tensor
+T = TypeVar("T")
 
 
 class Plan(NamedTuple):
@@ -197,13 +198,11 @@ class Replay:
         """
         if self.length:
             raise ValueError(f"replay.load needs a new ring, this one holds {self.length} records")
-        own, saved, chunks = self._facts(), index.get("ring"), index.get("chunks")
-        if not isinstance(saved, dict) or not isinstance(chunks, dict):
-            raise ValueError("replay index: not an index")
+        own, saved, chunks = self._facts(), _entry(index, "ring", dict), _entry(index, "chunks", dict)
         for name in sorted(own.keys() | saved.keys()):
             if own.get(name) != saved.get(name):
                 raise ValueError(f"replay: saved with {name} {saved.get(name)}, but this run has {own.get(name)}")
-        length, first, served, plans = (_count(index, name) for name in ("length", "first", "served", "plans"))
+        length, first, served, plans = (_entry(index, name, int) for name in ("length", "first", "served", "plans"))
         first = max(first, length - self.rows)
         for files in self._files:
             files.load(folder, chunks, first, length)
@@ -237,10 +236,10 @@ def _below(span: int, high: np.ndarray, low: np.ndarray) -> np.ndarray:
     return ((high * np.uint64(span) + (low * np.uint64(span) >> np.uint64(32))) >> np.uint64(32)).astype(np.int64)
 
 
-def _count(index: Mapping[str, object], name: str) -> int:
+def _entry(index: Mapping[str, object], name: str, kind: type[T]) -> T:
     value = index.get(name)
-    if not isinstance(value, int):
-        raise ValueError(f"replay index: {name} must be a count, got {value!r}")
+    if not isinstance(value, kind):
+        raise ValueError(f"replay index: {name} must be a {kind.__name__}, got {value!r}")
     return value
 
 

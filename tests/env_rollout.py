@@ -1,13 +1,12 @@
 """Plays environments at random and cuts what they hand out into episodes, for test_env_*.py."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastdreamer.env import Env, Step
-from fastdreamer.env_step import AnyArray, Arrays
+from fastdreamer.env_step import AnyArray, Arrays, Options
 
 
 class Record(NamedTuple):
@@ -62,7 +61,7 @@ def play(
 
 
 def episodes(records: list[list[Record]]) -> list[list[Record]]:
-    """The finished episodes of every environment. Asserts first, middle..., last without a gap, and reward 0 at first."""
+    """The finished episodes. Asserts that records are first, middle..., last without a gap, and that first pays 0."""
     finished = []
     for row in records:
         starts = [at for at, record in enumerate(row) if record.is_first]
@@ -75,23 +74,30 @@ def episodes(records: list[list[Record]]) -> list[list[Record]]:
 
 
 class Twin:
-    """A bare EnvPool pool with the same seeds that is sent the same actions: its info is the truth that ours hides."""
+    """A bare EnvPool pool of the same seeds that is sent the same actions: what its info says is the truth."""
 
-    def __init__(self, id: str, num_envs: int, seed: int, options: dict[str, Any], keys: tuple[str, ...]) -> None:
+    def __init__(self, id: str, env: Env, seed: int, options: Options) -> None:
         import envpool
 
-        self._pool = envpool.make(id, "gymnasium", num_envs=num_envs, batch_size=num_envs, seed=seed, **options)
-        self._keys = keys
-        self.observation: NDArray[Any] | dict[str, Any] = np.zeros(0)
+        self._pool = envpool.make(id, "gymnasium", num_envs=env.num_envs, seed=seed, **options)
+        self._space = self._pool.action_space
 
     def __call__(self, action: Arrays | None) -> Arrays:
-        """The info keys after `action`, and "reward" as EnvPool gives it."""
+        """EnvPool's info after `action`, its reward and, where it is not a dict, its observation."""
         if action is None:
             self._pool.async_reset()
         else:
-            self._pool.send(action["action"].astype(self._pool.action_space.dtype))
-        self.observation, reward, _, _, info = self._pool.recv()
-        return {"reward": reward, **{key: info[key].copy() for key in self._keys}}
+            self._pool.send(self._executed(action["action"]))
+        observation, reward, _, _, info = self._pool.recv()
+        arrays = {key: value for key, value in info.items() if isinstance(value, np.ndarray)}
+        bare = {"observation": observation} if isinstance(observation, np.ndarray) else {}
+        return arrays | bare | {"raw_reward": reward}
+
+    def _executed(self, action: AnyArray) -> AnyArray:
+        if action.dtype.kind == "f":
+            low, high = self._space.low, self._space.high
+            action = (low + high) / 2 + np.clip(action.astype(np.float64), -1, 1) * (high - low) / 2
+        return action.astype(self._space.dtype)
 
 
 def _record(step: Step, action: Arrays, extra: Arrays, index: int) -> Record:

@@ -1,5 +1,6 @@
 """Small gymnasium environments for test_env.py, importable as `fake_envs:Name` here and in spawned workers."""
 
+import types
 from typing import Any, ClassVar
 
 import gymnasium
@@ -193,6 +194,25 @@ class View(gymnasium.Env[Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self.observation_space.seed(0)
         return self.observation_space.sample(), {}
+
+
+class OldCrafter:
+    """The interface of crafter 1.8.3 in miniature: the player dies at its third step where the seed is odd."""
+
+    action_space = types.SimpleNamespace(n=17)
+
+    def __init__(self, size: tuple[int, int], length: int, seed: int | None = None) -> None:
+        self._size, self._length, self._seed, self._steps = size, length, seed or 0, 0
+
+    def reset(self) -> np.ndarray:
+        self._steps = 0
+        return np.full((*self._size, 3), self._seed, np.uint8)
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, dict[str, float]]:
+        self._steps += 1
+        dead = self._seed % 2 == 1 and self._steps == 3
+        picture = np.full((*self._size, 3), self._seed + self._steps, np.uint8)
+        return picture, 0.5, dead or self._steps >= self._length, {"discount": 1 - float(dead)}
 
 
 def makes_a_list() -> list[int]:

@@ -1,4 +1,4 @@
-"""Replay as plain lists of records, one list per environment, that keep everything; and rings with small random records."""
+"""Replay as lists of records, one list per environment, that keep everything; and rings with small random records."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,11 +19,11 @@ Record = dict[str, Tensor]
 
 def make_ring(
     num_envs: int = 2, capacity: int = 50, batch_size: int = 3, batch_length: int = 4, seed: int = 0,
-    dtype: torch.dtype = torch.float32,
+    rank: int = 0, dtype: torch.dtype = torch.float32,
 ) -> Replay:  # fmt: skip
     return Replay(
         OBS, ACT, deter=DETER, stoch=STOCH, num_envs=num_envs, capacity=capacity, batch_size=batch_size,
-        batch_length=batch_length, seed=seed, dtype=dtype,
+        batch_length=batch_length, seed=seed, rank=rank, dtype=dtype,
     )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ class Case:
     """One agent of the files: inputs, outputs, and the product's agent with the official parameters."""
 
     def __init__(self, golden: Golden, name: str, dtype: torch.dtype = torch.float32) -> None:
+        self.golden = golden
         self.inputs = golden.open(f"agent_{name}_inputs.npz")
         self.outputs = golden.open(f"agent_{name}_outputs.npz")
         params = self.inputs.group("param:")
@@ -105,9 +106,10 @@ def record(batch: dict[str, Tensor], obs: Spaces, act: Spaces) -> Recorded:
     )  # fmt: skip
     index = batch["dyn/stoch"].argmax(-1)
     for t in range(records):
-        flags = (batch[key][:, t] for key in ("reward", "is_first", "is_last", "is_terminal"))
+        reward, first, last, terminal = (batch[key][:, t] for key in ("reward", "is_first", "is_last", "is_terminal"))
         values = {key: batch[key][:, t] for key in (*obs, STEP_ID)}
-        replay.add(values, *flags, {key: batch[key][:, t] for key in act}, batch["dyn/deter"][:, t], index[:, t])
+        action = {key: batch[key][:, t] for key in act}
+        replay.add(values, reward, first, last, terminal, action, batch["dyn/deter"][:, t], index[:, t])
     plan = Plan(np.arange(rows), np.zeros(rows, dtype=np.int64), 0)
     return Recorded(replay, plan, replay.gather(plan))
 

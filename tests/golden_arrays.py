@@ -5,6 +5,7 @@ every key of every file that was not. The folder is tests/golden, or the one tha
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -48,7 +49,9 @@ class Ledger:
         missing = []
         for path in sorted(folder.iterdir()):
             if path.name not in EXEMPT:
-                missing += [f"{path.name}:{key}" for key in read_keys(path) if key not in self.used.get(path.name, set())]
+                missing += [
+                    f"{path.name}:{key}" for key in read_keys(path) if key not in self.used.get(path.name, set())
+                ]
         return missing
 
 
@@ -77,8 +80,9 @@ class Golden:
             value = value[key]
         return value
 
-    def compare(self, what: str, actual: Tensor | float, expected: Tensor | float, tolerance: Tolerance) -> None:
+    def compare(self, what: str, actual: Tensor | float | None, expected: Tensor | float, tolerance: Tolerance) -> None:
         """Fails unless both have one shape and agree; integers and booleans must be equal whatever the tolerance."""
+        assert actual is not None, f"{what}: nothing to compare, such as a gradient that did not arrive"
         actual, expected = torch.as_tensor(actual).detach(), torch.as_tensor(expected)
         assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, official {tuple(expected.shape)}"
         if not expected.is_floating_point():
@@ -122,25 +126,43 @@ class Arrays:
         """Every array whose key starts with `prefix`, by the rest of its key."""
         return {key: self.read(prefix + key) for key in self.keys(prefix)}
 
-    def compare(self, key: str, actual: Tensor | float, tolerance: Tolerance) -> None:
+    def compare(self, key: str, actual: Tensor | float | None, tolerance: Tolerance) -> None:
         """Fails unless `actual` has the shape and, within the tolerance, the values of the official array."""
         self.golden.compare(f"{self.name}:{key}", actual, self.read(key), tolerance)
 
-    def drift(self, key: str, exact: Tensor) -> Tolerance:
-        """Twice the distance of the official bfloat16 array `key` from its float32 counterpart.
+    def drift(self, key: str, exact: Tensor, times: float = 2) -> Tolerance:
+        """`times` the distance of the official bfloat16 array `key` from its float32 counterpart.
 
-        Two codes that round in different places are each about that far from the exact result. At least one unit in
-        the last place of bfloat16, where the official rounding happens to cancel.
+        Two codes that round in different places are each about that far from the exact result: twice is the least.
+        At least one unit in the last place of bfloat16, where the official rounding happens to cancel.
         """
         half = self.read(key).double()
         distance = (half - exact.double()).abs().max().item()
-        return Tolerance(2**-8, 2 * distance)
+        return Tolerance(2**-8, times * distance)
 
-    def compare_group(self, prefix: str, actual: dict[str, Tensor], tolerance: Tolerance) -> None:
+    def compare_group(self, prefix: str, actual: Mapping[str, Tensor | None], tolerance: Tolerance) -> None:
         """Compares every array whose key starts with `prefix`; both sides must have the same keys."""
         assert sorted(actual) == sorted(self.keys(prefix)), f"{self.name}: keys of {prefix}"
         for key, value in actual.items():
             self.compare(prefix + key, value, tolerance)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a .csv file by column name."""
+    header, *rows = [line.split(",") for line in path.read_text().splitlines()]
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def read_keys(path: Path) -> list[str]:
+    """Everything in a file that a comparison must use. Raises ValueError for a kind of file that no test reads."""
+    match path.suffix:
+        case ".npz":
+            return list(load_arrays(path))
+        case ".csv":
+            return list(read_rows(path)[0])
+        case ".json":
+            return list(json.loads(path.read_text()))
+    raise ValueError(f"{path}: no test reads such files")
 
 
 @cache

@@ -1,5 +1,6 @@
 """gymnasium environments: what they do wrong is said in one line, and how they are found."""
 
+import multiprocessing
 import re
 import sys
 import types
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_envs import OldCrafter
 
 from fastdreamer.env import Env, EnvError, make_env
 
@@ -119,25 +121,6 @@ def test_missing_packages_come_with_the_line_that_installs_them(
             make_env(id, num_envs=1, seed=0)
 
 
-class OldCrafter:
-    """The interface of crafter 1.8.3 in miniature: the player dies at its third step where the seed is odd."""
-
-    action_space = types.SimpleNamespace(n=17)
-
-    def __init__(self, size: tuple[int, int], length: int, seed: int | None = None) -> None:
-        self._size, self._length, self._seed, self._steps = size, length, seed or 0, 0
-
-    def reset(self) -> np.ndarray:
-        self._steps = 0
-        return np.full((*self._size, 3), self._seed, np.uint8)
-
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, dict[str, float]]:
-        self._steps += 1
-        dead = self._seed % 2 == 1 and self._steps == 3
-        picture = np.full((*self._size, 3), self._seed + self._steps, np.uint8)
-        return picture, 0.5, dead or self._steps >= self._length, {"discount": 1 - float(dead)}
-
-
 def test_crafter_seeds_and_tells_death_from_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "crafter", types.SimpleNamespace(Env=OldCrafter))  # type: ignore[arg-type]
     env = make_env("fastdreamer.env_crafter:Crafter", num_envs=2, seed=10, options={"length": 4})
@@ -155,3 +138,11 @@ def test_crafter_seeds_and_tells_death_from_the_time_limit(monkeypatch: pytest.M
         [[14, 11], [True, False], [False, False]],
         [[10, 12], [False, False], [False, False]],
     ]
+
+
+def test_closing_workers_while_they_step() -> None:
+    env = make_env("gym:CartPole-v1", num_envs=2, seed=0, options={"vectorization": "async"})
+    env.recv()
+    env.send({"action": np.zeros(2, int)})
+    env.close()
+    assert not multiprocessing.active_children()

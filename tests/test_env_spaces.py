@@ -71,7 +71,7 @@ def test_keys_leaves_out_what_the_agent_should_not_see() -> None:
         ),
         (
             "uneven",
-            {f"action/{where}": Space("discrete", (), n) for where, n in {"0/0": 3, "0/1": 4, "1/0": 3, "1/1": 2}.items()},
+            {f"action/{at}": Space("discrete", (), n) for at, n in {"0/0": 3, "0/1": 4, "1/0": 3, "1/1": 2}.items()},
             {"action/0/0": 1, "action/0/1": 3, "action/1/0": 2, "action/1/1": 1},
             [1, 3, 2, 8],
         ),

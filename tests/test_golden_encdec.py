@@ -62,7 +62,9 @@ class Networks:
 
     def values(self, predictions: dict[str, Tensor]) -> dict[str, Tensor]:
         """Images and vectors as predicted, integers as the likeliest class."""
-        discrete = {key: out.argmax(-1).int() for key, out in predictions.items() if self.spaces[key].kind == "discrete"}
+        discrete = {
+            key: out.argmax(-1).int() for key, out in predictions.items() if self.spaces[key].kind == "discrete"
+        }
         return predictions | discrete
 
 

@@ -58,7 +58,9 @@ def running(values: Tensor, rate: float) -> Tensor:
     return torch.stack(averages)
 
 
-@pytest.mark.parametrize("variant, rate, limit, debias", [("perc_debias", 0.01, 1e-8, True), ("perc_fast", 0.3, 1.0, False)])
+@pytest.mark.parametrize(
+    "variant, rate, limit, debias", [("perc_debias", 0.01, 1e-8, True), ("perc_fast", 0.3, 1.0, False)]
+)
 def test_percentiles_that_no_preset_uses(golden: Golden, variant: str, rate: float, limit: float, debias: bool) -> None:
     arrays = golden.open("normalize.npz")
     x = arrays.read("x").flatten(1)
@@ -81,16 +83,16 @@ def test_mean_and_std_that_no_preset_uses(golden: Golden) -> None:
     arrays.compare_group("meanstd_debias:", expected, STATISTICS)
 
 
-def slow_history(arrays: Arrays, variant: str, rate: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Sources and slow values per call, and the slow value before the first call."""
+def read_sources(arrays: Arrays, variant: str, rate: float) -> tuple[Tensor, Tensor]:
+    """The source at every call, and the slow value before the first."""
     arrays.read(f"{variant}:start")  # empty: the start is what the first average began from
     source, slow = arrays.read(f"{variant}:source"), arrays.read(f"{variant}:slow")
-    return source, slow, (slow[0] - rate * source[0]) / (1 - rate)
+    return source, (slow[0] - rate * source[0]) / (1 - rate)
 
 
 def test_slow_critic(golden: Golden) -> None:
     arrays = golden.open("slow_target.npz")
-    source, slow, start = slow_history(arrays, "default", SLOW_RATE)
+    source, start = read_sources(arrays, "default", SLOW_RATE)
     model = ModelConfig(size="size1m", hidden=4, units=4)
     behavior = Behavior(8, {"action": Space("vector", (2,))}, model, LossConfig())
     fast_bias, slow_bias = (head.head["logits"].bias.data[: len(start)] for head in (behavior.val, behavior.slowval))
@@ -105,9 +107,9 @@ def test_slow_critic(golden: Golden) -> None:
 
 
 def test_slow_critic_that_moves_every_third_call(golden: Golden) -> None:
-    """The product moves it at every call, so this is the formula alone: the first call moves it, the next two do not."""
+    """The product moves it at every call; here the first call moves it and the next two do not, by formula."""
     arrays = golden.open("slow_target.npz")
-    source, slow, value = slow_history(arrays, "every3", EVERY3_RATE)
+    source, value = read_sources(arrays, "every3", EVERY3_RATE)
     history = []
     for call, fast in enumerate(source):
         if call % EVERY3 == 0:

@@ -148,13 +148,19 @@ def test_imagine_with_given_actions(golden: Golden) -> None:
     arrays = golden.open("rssm_imagine.npz")
     stoch = arrays.read("carry0:stoch")
     rssm, deter = build(arrays, stoch), arrays.read("carry0:deter")
-    actions = flat_actions(arrays, rssm.dynin2.kernel.shape[0])
+    actions = flat_actions(arrays, rssm.core(deter.dtype).action.kernel.shape[0])
     steps = []
     for t in range(actions.shape[1]):
         deter = core_step(rssm, deter, stoch, actions[:, t])
         logits = rssm.prior(deter)
         _, stoch = unimix_sample(logits, midpoints(logits, UNIMIX), UNIMIX)
         steps.append((deter, stoch, logits))
-    outputs = dict(zip(("deter", "stoch", "prior_logit"), (torch.stack(column, 1) for column in zip(*steps, strict=True)), strict=True))
+    outputs = dict(
+        zip(
+            ("deter", "stoch", "prior_logit"),
+            (torch.stack(column, 1) for column in zip(*steps, strict=True)),
+            strict=True,
+        )
+    )
     for key, value in outputs.items():
         arrays.compare(key, value, FORWARD)

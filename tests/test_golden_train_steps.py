@@ -42,13 +42,17 @@ class Trained:
         out = self.case.agent.loss(window.batch, window.start, window.prev_action, self.case.noise(window))
         out.loss.backward()
         for name, parameter in self.parameters.items():
+            assert parameter.grad is not None, name
             grad = parameter.grad.abs()
             self.least[name] = torch.minimum(self.least[name], grad / grad.max())
         metrics = out.metrics | self.optimizer.step()
         self.case.agent.behavior.update_slow_value()
         self.slow_updates += 1
         count = sum(parameter.numel() for parameter in self.parameters.values())
-        return metrics | {"opt/updates": self.optimizer.step_count.clone(), "opt/param_count": torch.tensor(float(count))}, out.states
+        return metrics | {
+            "opt/updates": self.optimizer.step_count.clone(),
+            "opt/param_count": torch.tensor(float(count)),
+        }, out.states
 
 
 def official(metric: str) -> str:

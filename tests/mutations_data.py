@@ -1,0 +1,66 @@
+"""Mistakes in the environments, the replay ring, the noise, the schedule and the loop."""
+
+from mutations import Mutation
+
+NOISE, SCHEDULE, REPLAY, STEP, ACTION, EPISODES, STEPS, LOOP = (
+    f"fastdreamer/{name}.py"
+    for name in ("noise", "schedule", "replay", "env_step", "env_action", "episodes", "steps", "loop")
+)
+
+STREAM = "test_env.py::test_stream_follows_two_episodes"
+MASK = "test_env.py::test_mask_action_zeroes_rows_without_an_action"
+KINDS = "test_env_spaces.py::test_every_action_kind"
+RANGE = "test_replay.py::test_the_newest_windows_of_all_environments_can_be_sampled"
+ONLINE = "test_replay.py::test_online_windows_come_first_in_order_and_once"
+DROPPED = "test_replay.py::test_online_windows_that_are_too_old_are_dropped"
+DRAWN = "test_replay.py::test_windows_are_drawn_uniformly_with_replacement"
+OVERLAP = "test_replay.py::test_overlapping_windows_keep_the_states_of_the_highest_batch_index"
+LISTS = "test_replay.py::test_the_ring_does_what_lists_do"
+WINDOW = "test_golden_agent.py::test_window_of_a_batch"
+WRITTEN = "test_golden_agent.py::test_fresh_states_replace_the_trained_records"
+
+ENVIRONMENT = {
+    "reward of a reset kept": Mutation(STEP, "np.where(is_first, np.float32(0), raw.reward.astype(np.float32))", "raw.reward.astype(np.float32)", STREAM),
+    "time limit is terminal": Mutation(STEP, "is_last, ended & is_last", "is_last, is_last", STREAM),
+    "game over ignored": Mutation(STEP, "raw.terminated if raw.game_over is None else raw.game_over", "raw.terminated", STREAM),
+    "time limit goes unseen": Mutation(STEP, "raw.terminated | raw.truncated", "raw.terminated", STREAM),
+    "last action kept": Mutation(STEP, "value.dtype.type(0), value)", "value, value)", MASK),
+    "action not clipped": Mutation(ACTION, "(np.clip(value.astype(np.float64), -1, 1) + 1) / 2", "(value.astype(np.float64) + 1) / 2", KINDS),
+    "action scaled from 0": Mutation(ACTION, "self.low + share * (self.high - self.low)", "share * self.high", KINDS),
+    "first class is 0": Mutation(ACTION, "(value.astype(np.int64) + self.start)", "value", KINDS),
+}  # fmt: skip
+
+RING = {
+    "window of T records": Mutation(REPLAY, "max(self.length - self.batch_length, 0)", "max(self.length - self.batch_length + 1, 0)", RANGE),
+    "capacity of each environment": Mutation(REPLAY, "high - self.capacity, ", "high - self.capacity * self.num_envs, ", RANGE),
+    "newest window never drawn": Mutation(REPLAY, "low + _below(high - low, ", "low + _below(max(high - low - 1, 1), ", RANGE),
+    "online from record 0": Mutation(REPLAY, "(1 + period * span)", "(period * span)", ONLINE),
+    "online every T records": Mutation(REPLAY, "span = self.batch_length + 1", "span = self.batch_length", ONLINE),
+    "online window served again": Mutation(REPLAY, "            self.served += 1\n", "            self.served += len(fresh) % 2\n", ONLINE),
+    "online too old": Mutation(REPLAY, "if window >= low:", "if window >= 0:", DROPPED),
+    "online windows last": Mutation(REPLAY, "window[: len(fresh)] = fresh", "window[len(window) - len(fresh) :] = fresh", ONLINE),
+    "action not shifted": Mutation(REPLAY, 'context if key.startswith("action/") else trained', "trained", WINDOW),
+    "start state a step late": Mutation(REPLAY, "self._index(plan, 0, 1)", "self._index(plan, 1, 1)", WINDOW),
+    "abandoned episodes go on": Mutation(REPLAY, '        out["is_last"][:, :-1] |= out["is_first"][:, 1:]\n', "", LISTS),
+    "end marked at the next start": Mutation(REPLAY, 'out["is_last"][:, :-1] |= out["is_first"][:, 1:]', 'out["is_last"][:, 1:] |= out["is_first"][:, 1:]', LISTS),
+    "context overwritten": Mutation(REPLAY, "index = self._index(plan, 1, self.batch_length).numpy()", "index = self._index(plan, 0, self.batch_length).numpy()", WRITTEN),
+    "lowest batch index wins": Mutation(REPLAY, ">= self.length - self.rows)[::-1]", ">= self.length - self.rows)", OVERLAP),
+}  # fmt: skip
+
+CLOCKWORK = {
+    "Philox with 9 rounds": Mutation(NOISE, "ROUNDS = 10", "ROUNDS = 9", "test_noise.py"),
+    "counter stands still": Mutation(NOISE, "        self.counter.add_(1)\n", "", "test_noise.py"),
+    "streams share numbers": Mutation(NOISE, "(seed, stream << 16 | rank)", "(seed, rank)", "test_noise.py"),
+    "cos and sin swapped": Mutation(NOISE, "out[:, lane] = angle.cos().mul_(radius)\n        out[:, lane + 1] = angle.sin_()", "out[:, lane] = angle.sin().mul_(radius)\n        out[:, lane + 1] = angle.cos_()", "test_noise.py"),
+    "uniform reaches 1": Mutation(NOISE, "out.mul_(2.0**-24)", "out.mul_(1 / (2.0**24 - 1))", "test_noise.py"),
+    "normal of half the variance": Mutation(NOISE, ".log_().mul_(-2).sqrt_()", ".log_().mul_(-1).sqrt_()", "test_noise.py"),
+    "no update at first": Mutation(SCHEDULE, "return 1\n", "return 0\n", "test_schedule.py"),
+    "fraction of an update dropped": Mutation(SCHEDULE, "self._previous += updates / self.updates_per_step", "self._previous = float(step)", "test_schedule.py"),
+    "ratio of updates to steps": Mutation(SCHEDULE, "train_ratio / (batch_size * batch_length)", "train_ratio / batch_size", "test_schedule.py"),
+    "reset counts as a step": Mutation(EPISODES, "np.where(is_first, 0, self._length + 1)", "np.where(is_first, 1, self._length + 1)", "test_episodes.py"),
+    "score goes on": Mutation(EPISODES, "np.where(is_first, 0.0, self._score + reward)", "self._score + reward", "test_episodes.py"),
+    "states of the step before": Mutation(STEPS, "for key, value in action.items()}, self.state.world", "for key, value in action.items()}, self.agent.initial(len(is_first)).world", "test_loop.py"),
+    "last action stored": Mutation(LOOP, "mask_action(action, step.is_last)", "action", "test_loop.py"),
+    "fresh states not written back": Mutation(LOOP, "        self.replay.write_back(plan, *states)\n", "", "test_loop.py"),
+    "steps of one environment": Mutation(LOOP, "return self.replay.length * self.config.env.num_envs", "return self.replay.length", "test_loop.py"),
+}  # fmt: skip

@@ -1,0 +1,169 @@
+"""Whole runs of a tiny agent: the run folder, the schedule, stopping and going on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastdreamer import checkpoint
+from fastdreamer.config import Config, EnvConfig, LossConfig, ModelConfig, OptimConfig, ReplayConfig, RunConfig
+from fastdreamer.loop import Training, run
+from fastdreamer.metrics import read_jsonl
+from fastdreamer.train import main
+
+STEPS, ENVIRONMENTS = 400, 4
+TINY = ["--model.deter=16", "--model.hidden=8", "--model.units=8", "--model.stoch=4", "--model.blocks=2"]
+SHORT = [*TINY, "--replay.batch_size=4", "--replay.batch_length=8", f"--env.num_envs={ENVIRONMENTS}", "--loss.horizon=3"]
+
+
+def tiny_config(folder: Path, steps: int = STEPS, seed: int = 0) -> Config:
+    return Config(
+        preset="tiny",
+        env=EnvConfig(id="CartPole-v1", num_envs=ENVIRONMENTS, options={"max_episode_steps": 12}),
+        model=ModelConfig(size="size1m", deter=16, hidden=8, units=8, stoch=4, blocks=2),
+        loss=LossConfig(horizon=3),
+        optim=OptimConfig(lr=1e-3, warmup=2),
+        replay=ReplayConfig(batch_size=4, batch_length=8),
+        run=RunConfig(dir=str(folder), steps=steps, seed=seed, train_ratio=8, device="cpu", eval_episodes=3, solved=5),
+    )
+
+
+def tensors(training: Training) -> dict[str, Tensor]:
+    model = {**dict(training.agent.named_parameters()), **dict(training.agent.named_buffers())}
+    return {name: tensor.detach().clone() for name, tensor in {**model, **training.optimizer.state()}.items()}
+
+
+def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def test_a_run_leaves_what_the_readme_promises(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "run")
+    assert run(config, resume=False, started=0.0) == 0
+    folder = tmp_path / "run"
+    assert Config.from_json(json.loads((folder / "config.json").read_text())) == config
+    summary = json.loads((folder / "summary.json").read_text())
+    # 32 windows in 4 envs: 8 records beyond the first 8. Then 8 replayed steps per agent step, 32 per update.
+    assert summary["env_steps"] == STEPS
+    assert summary["updates"] == 1 + (STEPS - config.first_update) * 8 // 32
+    assert config.first_update == 64
+    assert (summary["preset"], summary["seed"]) == ("tiny", 0)
+    records = read_jsonl(folder / "metrics.jsonl")
+    scores = [record["episode/return"] for record in records if "episode/return" in record and "update" not in record]
+    assert summary["episodes"] == len(scores) > 20
+    assert summary["return_last20"] == pytest.approx(sum(scores[-20:]) / 20)
+    assert 0 < summary["solved_seconds"] < summary["train_seconds"]
+    evaluations = [record for record in records if "eval/return" in record]
+    assert len(evaluations) == 1 and len(evaluations[0]["eval/returns"]) == 3
+    assert summary["eval_return"] == evaluations[0]["eval/return"] == pytest.approx(sum(evaluations[0]["eval/returns"]) / 3)
+    (last,) = [record for record in records if "opt/loss" in record]
+    assert last["update"] == summary["updates"] and last["loss/rec/vector"] > 0
+    assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == [f"step-{STEPS:09}"]
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(tmp_path: Path) -> None:
+    ends = []
+    for seed in (3, 3, 4):
+        training = Training(tiny_config(tmp_path, seed=seed), None)
+        while training.env_steps < 200:
+            training.advance()
+        training.env.close()
+        ends.append(tensors(training))
+    assert_same(ends[0], ends[1])
+    assert not torch.equal(ends[0]["step"], torch.zeros(())) and torch.equal(ends[0]["step"], ends[2]["step"])
+    assert not torch.equal(ends[0]["world.dyn.dyngru.kernel"], ends[2]["world.dyn.dyngru.kernel"])
+
+
+def test_a_resumed_run_learns_on_bit_for_bit(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    first = Training(config, None)
+    while first.env_steps < 200:
+        first.advance()
+    first.save(tmp_path)
+    second = Training(config, checkpoint.latest(tmp_path))
+    assert_same(tensors(first), tensors(second))
+    assert second.progress == first.progress and second.env_steps == 200
+    assert second.ratio.state_dict() == first.ratio.state_dict()
+    for training in (first, second):
+        training.update()
+        training.update()
+    assert_same(tensors(first), tensors(second))
+    assert first.metrics.flush()["opt/loss"] != 0
+    assert second.env.recv().is_first.all()  # environments begin anew
+    for training in (first, second):
+        training.env.close()
+
+
+def test_a_longer_run_goes_on_where_it_ended(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "run", steps=200)
+    run(config, resume=False, started=0.0)
+    longer = replace(config, run=replace(config.run, steps=STEPS))
+    assert run(longer, resume=True, started=0.0) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["env_steps"] == STEPS
+    assert summary["updates"] == 1 + (STEPS - config.first_update) * 8 // 32
+    steps = [record["step"] for record in read_jsonl(tmp_path / "run" / "metrics.jsonl")]
+    assert steps == sorted(steps) and steps[-1] == STEPS
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, number: int, code: int) -> None:
+    folder = tmp_path / "run"
+    arguments = [*SHORT, f"--run.dir={folder}", "--run.steps=100000000", "--replay.capacity=1000", "--run.log_every=0.1"]
+    with subprocess.Popen([sys.executable, "-m", "fastdreamer.train", "cartpole", *arguments], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        seen = []
+        for line in process.stdout:
+            seen.append(line)
+            if "first update" in line:
+                os.kill(process.pid, number)
+        assert process.wait(timeout=60) == code, "".join(seen)
+    assert seen[-1] == f"saved; go on with: python -m fastdreamer.train --resume {folder}\n"
+    assert checkpoint.latest(folder).value("env_steps", int) > 0
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["cartpole", "--env.id=CartPole-v9"], "env.id CartPole-v9: there is no such environment; did you mean CartPole-v1"),
+        (["cartpole", "--run.device=cuda"], "run.device must be auto or cpu on this machine, got 'cuda'"),
+        (["cartpole", "--run.dir={tmp}"], "run.dir {tmp} exists already; go on with --resume {tmp}, or choose another"),
+        (["cartpole", "--env.id=gym:Nothing-v0"], "env.id gym:Nothing-v0: there is no such environment"),
+        (["cartpole", "--env.id=nowhere:make"], "env.id nowhere:make: there is no module nowhere"),
+        (["cartpole", "--env.options.speed=3"], "there is no option env.options.speed"),
+        (["cartpole", "--replay.capacity=5000000000", "--run.steps=5000000000"], "replay.capacity: 5000000000 windows"),
+        (["atari100k", "--model.depth=1", "--run.device=cpu"], "model.depth"),
+        ([*SHORT, "--env.id=fake_envs:Bad", "--env.options.how=nan"], 'env 1: observation "speed" is not finite (got nan)'),
+        ([*SHORT, "--env.id=fake_envs:Bad", "--env.options.how=reward nan"], "env 1: reward is not finite (got nan)"),
+        ([*SHORT, "--env.id=fake_envs:Bad", "--env.options.how=space"], 'observation "speed" must have shape (2,), got (4,)'),
+    ],
+)
+def test_what_a_user_got_wrong_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    filled = [argument.format(tmp=tmp_path) for argument in arguments]
+    if not any(argument.startswith("--run.dir") for argument in filled):
+        filled.append(f"--run.dir={tmp_path / 'run'}")
+    with pytest.raises(SystemExit) as caught:
+        main(filled)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert message.format(tmp=tmp_path) in error and error.count("\n") == 1
+
+
+def test_a_run_folder_without_a_checkpoint_cannot_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config(tmp_path).to_json()))
+    with pytest.raises(SystemExit) as caught:
+        main(["--resume", str(tmp_path)])
+    assert caught.value.code == 2
+    assert f"{tmp_path}: no checkpoint in" in capsys.readouterr().err
