@@ -105,8 +105,8 @@ def save(
 def load(path: Path, with_replay: bool = True) -> Checkpoint:
     """Reads the checkpoint in `path` after checking every byte of it against the manifest.
 
-    with_replay: check the chunks of the ring too and return its index. Raises CheckpointError naming the first file that
-    is missing, unexpected, damaged or unreadable, and for a format that is not ours.
+    with_replay: check the chunks of the ring too and return its index. Raises CheckpointError naming the first file
+    that is missing, unexpected, damaged or unreadable, and for a format that is not ours.
     """
     try:
         files = _read_manifest(path)

@@ -79,7 +79,7 @@ class Env:
             self._stepping = True
 
     def render(self, index: int) -> NDArray[np.uint8]:
-        """A picture (H, W, 3) of environment `index`: needs env.options.render_mode rgb_array, after recv."""
+        """A picture (H, W, 3) of environment `index` between recv and send. Needs env.options.render_mode rgb_array."""
         with _named(self._id):
             self._require_usable()
             if self._stepping:

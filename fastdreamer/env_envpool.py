@@ -91,6 +91,7 @@ class EnvPoolBackend:
                 warnings.filterwarnings("ignore", message=".*precision lowered by casting", category=UserWarning)
                 pool = envpool.make(id, "gymnasium", num_envs=num_envs, batch_size=num_envs, seed=seed, **options)
                 self._tree = observation_tree(pool.observation_space)
+                self.action_space: AnySpace = pool.action_space
         except (ImportError, MemoryError, RuntimeError, ValueError) as error:
             raise EnvError(one_line(error)) from error
         if (players := pool.config["max_num_players"]) > 1:
@@ -102,7 +103,6 @@ class EnvPoolBackend:
             height, width, _ = pool.observation_space["image"].shape
             leaves["image"] = spaces.Box(0, 1, (height * width * sum(SYMBOL_CLASSES),), np.float32)
         self.observation_spaces = keep_keys(leaves, keys)
-        self.action_space: AnySpace = pool.action_space
         pool.async_reset()
 
     def receive(self) -> Raw:

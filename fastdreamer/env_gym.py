@@ -73,7 +73,9 @@ class GymBackend:
     def close(self) -> None:
         """Ends the environments, and the processes within seconds even where one hangs."""
         if isinstance(self._vector, AsyncVectorEnv):
-            self._vector.close(timeout=5)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*Calling `close` while waiting", category=UserWarning)
+                self._vector.close(timeout=5)
         else:
             self._vector.close()
 

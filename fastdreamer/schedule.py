@@ -33,7 +33,7 @@ class TrainRatio:
 
 
 class Every:
-    """Due once per interval, at the first call in each: 1000 means steps (or seconds) 1000.., 2000.., as the caller counts.
+    """Due once per interval, at the first call in each: 1000 means steps or seconds 1000.., 2000.., as counted.
 
     start: where the count begins, such as the step of a resumed run. interval 0 is never due. An interval that was
     missed is not made up for. Raises ValueError for a negative interval.

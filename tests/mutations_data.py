@@ -15,7 +15,15 @@ ONLINE = "test_replay.py::test_online_windows_come_first_in_order_and_once"
 DROPPED = "test_replay.py::test_online_windows_that_are_too_old_are_dropped"
 DRAWN = "test_replay.py::test_windows_are_drawn_uniformly_with_replacement"
 OVERLAP = "test_replay.py::test_overlapping_windows_keep_the_states_of_the_highest_batch_index"
-LISTS = "test_replay.py::test_the_ring_does_what_lists_do"
+FLAGS = "test_golden_replay.py::test_flags_of_abandoned_episodes"
+RATIO = "test_golden_schedule.py::test_updates_at_every_step"
+ANSWERS = "test_noise.py::test_philox_gives_the_published_answers"
+PLACES = "test_noise.py::test_a_word_is_a_function_of_seed_stream_rank_counter_and_place"
+MADE = "test_noise.py::test_uniforms_and_normals_are_made_of_the_words"
+SCORES = "test_episodes.py::test_scores_and_lengths_of_two_environments"
+ACTED = "test_steps.py::test_an_action_comes_with_the_state_after_the_observation"
+STORED = "test_training.py::test_what_a_step_stores"
+UPDATED = "test_training.py::test_an_update_writes_fresh_states_back"
 WINDOW = "test_golden_agent.py::test_window_of_a_batch"
 WRITTEN = "test_golden_agent.py::test_fresh_states_replace_the_trained_records"
 
@@ -41,26 +49,26 @@ RING = {
     "online windows last": Mutation(REPLAY, "window[: len(fresh)] = fresh", "window[len(window) - len(fresh) :] = fresh", ONLINE),
     "action not shifted": Mutation(REPLAY, 'context if key.startswith("action/") else trained', "trained", WINDOW),
     "start state a step late": Mutation(REPLAY, "self._index(plan, 0, 1)", "self._index(plan, 1, 1)", WINDOW),
-    "abandoned episodes go on": Mutation(REPLAY, '        out["is_last"][:, :-1] |= out["is_first"][:, 1:]\n', "", LISTS),
-    "end marked at the next start": Mutation(REPLAY, 'out["is_last"][:, :-1] |= out["is_first"][:, 1:]', 'out["is_last"][:, 1:] |= out["is_first"][:, 1:]', LISTS),
+    "abandoned episodes go on": Mutation(REPLAY, '        out["is_last"][:, :-1] |= out["is_first"][:, 1:]\n', "", FLAGS),
+    "end marked at the next start": Mutation(REPLAY, 'out["is_last"][:, :-1] |= out["is_first"][:, 1:]', 'out["is_last"][:, 1:] |= out["is_first"][:, 1:]', FLAGS),
     "context overwritten": Mutation(REPLAY, "index = self._index(plan, 1, self.batch_length).numpy()", "index = self._index(plan, 0, self.batch_length).numpy()", WRITTEN),
     "lowest batch index wins": Mutation(REPLAY, ">= self.length - self.rows)[::-1]", ">= self.length - self.rows)", OVERLAP),
 }  # fmt: skip
 
 CLOCKWORK = {
-    "Philox with 9 rounds": Mutation(NOISE, "ROUNDS = 10", "ROUNDS = 9", "test_noise.py"),
-    "counter stands still": Mutation(NOISE, "        self.counter.add_(1)\n", "", "test_noise.py"),
-    "streams share numbers": Mutation(NOISE, "(seed, stream << 16 | rank)", "(seed, rank)", "test_noise.py"),
-    "cos and sin swapped": Mutation(NOISE, "out[:, lane] = angle.cos().mul_(radius)\n        out[:, lane + 1] = angle.sin_()", "out[:, lane] = angle.sin().mul_(radius)\n        out[:, lane + 1] = angle.cos_()", "test_noise.py"),
-    "uniform reaches 1": Mutation(NOISE, "out.mul_(2.0**-24)", "out.mul_(1 / (2.0**24 - 1))", "test_noise.py"),
-    "normal of half the variance": Mutation(NOISE, ".log_().mul_(-2).sqrt_()", ".log_().mul_(-1).sqrt_()", "test_noise.py"),
-    "no update at first": Mutation(SCHEDULE, "return 1\n", "return 0\n", "test_schedule.py"),
-    "fraction of an update dropped": Mutation(SCHEDULE, "self._previous += updates / self.updates_per_step", "self._previous = float(step)", "test_schedule.py"),
-    "ratio of updates to steps": Mutation(SCHEDULE, "train_ratio / (batch_size * batch_length)", "train_ratio / batch_size", "test_schedule.py"),
-    "reset counts as a step": Mutation(EPISODES, "np.where(is_first, 0, self._length + 1)", "np.where(is_first, 1, self._length + 1)", "test_episodes.py"),
-    "score goes on": Mutation(EPISODES, "np.where(is_first, 0.0, self._score + reward)", "self._score + reward", "test_episodes.py"),
-    "states of the step before": Mutation(STEPS, "for key, value in action.items()}, self.state.world", "for key, value in action.items()}, self.agent.initial(len(is_first)).world", "test_loop.py"),
-    "last action stored": Mutation(LOOP, "mask_action(action, step.is_last)", "action", "test_loop.py"),
-    "fresh states not written back": Mutation(LOOP, "        self.replay.write_back(plan, *states)\n", "", "test_loop.py"),
-    "steps of one environment": Mutation(LOOP, "return self.replay.length * self.config.env.num_envs", "return self.replay.length", "test_loop.py"),
+    "Philox with 9 rounds": Mutation(NOISE, "ROUNDS = 10", "ROUNDS = 9", ANSWERS),
+    "counter stands still": Mutation(NOISE, "        self.counter.add_(1)\n", "", PLACES),
+    "streams share numbers": Mutation(NOISE, "(seed, stream << 16 | rank)", "(seed, rank)", PLACES),
+    "cos and sin swapped": Mutation(NOISE, "out[:, lane] = angle.cos().mul_(radius)\n        out[:, lane + 1] = angle.sin_()", "out[:, lane] = angle.sin().mul_(radius)\n        out[:, lane + 1] = angle.cos_()", MADE),
+    "uniform reaches 1": Mutation(NOISE, "out.mul_(2.0**-24)", "out.mul_(1 / (2.0**24 - 1))", MADE),
+    "normal of half the variance": Mutation(NOISE, ".log_().mul_(-2).sqrt_()", ".log_().mul_(-1).sqrt_()", MADE),
+    "no update at first": Mutation(SCHEDULE, "return 1\n", "return 0\n", RATIO),
+    "fraction of an update dropped": Mutation(SCHEDULE, "self._previous += updates / self.updates_per_step", "self._previous = float(step)", RATIO),
+    "ratio of updates to steps": Mutation(SCHEDULE, "train_ratio / (batch_size * batch_length)", "train_ratio / batch_size", RATIO),
+    "reset counts as a step": Mutation(EPISODES, "np.where(is_first, 0, self._length + 1)", "np.where(is_first, 1, self._length + 1)", SCORES),
+    "score goes on": Mutation(EPISODES, "np.where(is_first, 0.0, self._score + reward)", "self._score + reward", SCORES),
+    "states of the step before": Mutation(STEPS, "for key, value in action.items()}, self.state.world", "for key, value in action.items()}, self.agent.initial(len(is_first)).world", ACTED),
+    "last action stored": Mutation(LOOP, "mask_action(action, step.is_last)", "action", STORED),
+    "fresh states not written back": Mutation(LOOP, "        self.replay.write_back(plan, *states)\n", "", UPDATED),
+    "steps of one environment": Mutation(LOOP, "return self.replay.length * self.config.env.num_envs", "return self.replay.length", STORED),
 }  # fmt: skip

@@ -19,13 +19,15 @@ DREAM = "test_golden_agent.py::test_dream"
 UPDATE = "test_golden_optimizer.py::test_every_update"
 CLIPPED = "test_golden_optimizer.py::test_clipped_gradients"
 WARMUP = "test_golden_optimizer.py::test_learning_rate_warms_up_from_zero"
+ACTED = "test_agent.py::test_acting_step_by_step_is_observing_the_sequence"
+AFTER = "test_steps.py::test_the_slow_critic_follows_the_critic_of_this_update"
 
 WORLD_MODEL = {
     "no mix in the world model": Mutation(CONFIG, "unimix: float = 0.01", "unimix: float = 0.0", TERMS),
     "mix in the actor": Mutation(CONFIG, "actor_unimix: float = 0.0", "actor_unimix: float = 0.01", TERMS),
     "features with stoch first": Mutation(WORLD, "feat = torch.cat([state.deter, latent], -1)", "feat = torch.cat([latent, state.deter], -1)", TERMS),
     "decoder sees no gradient": Mutation(WORLD, "self.dec(state.deter, latent)", "self.dec(state.deter.detach(), latent)", TERMS),
-    "prior of the step before": Mutation(WORLD, "self.dyn.prior(state.deter)", "self.dyn.prior(state.deter.roll(1, 1))", TERMS),
+    "prior of another step": Mutation(WORLD, "self.dyn.prior(state.deter)", "self.dyn.prior(state.deter.roll(1, 1))", TERMS),
     "continue target 1": Mutation(WORLD, "(~batch.is_terminal).float() * (1 - 1 / self.config.discount_horizon)", "(~batch.is_terminal).float()", TERMS),
     "continue ends at is_last": Mutation(WORLD, "(~batch.is_terminal).float()", "(~batch.is_last).float()", TERMS),
     "decoder target without symlog": Mutation(WORLD, "symlog(torch.where(present, target, 0.0))", "torch.where(present, target, 0.0)", CODED),
@@ -57,7 +59,7 @@ ACTOR_CRITIC = {
     "advantage with gradient": Mutation(BEHAVIOR, "self.val.mean(logits.detach())", "self.val.mean(logits)", IMAGINED),
     "entropy scale 3e-3": Mutation(BEHAVIOR, "ENTROPY_SCALE = 3e-4", "ENTROPY_SCALE = 3e-3", IMAGINED),
     "entropy punished": Mutation(BEHAVIOR, "+ ENTROPY_SCALE * sum(", "- ENTROPY_SCALE * sum(", IMAGINED),
-    "one key of several has entropy": Mutation(BEHAVIOR, "sum(entropies[1:], entropies[0])", "entropies[0]", "test_behavior.py"),
+    "one key of several has entropy": Mutation(BEHAVIOR, "sum(entropies[1:], entropies[0])", "entropies[0]", "test_behavior.py::test_the_entropies_of_all_keys_count"),
     "policy loss without weights": Mutation(BEHAVIOR, '"policy": -weight[:, :-1] * objective', '"policy": -objective', IMAGINED),
     "no slow target": Mutation(
         BEHAVIOR, "weight[:, :-1] * self.val.loss(logits[:, :-1], returns, slow[:, :-1])",
@@ -73,10 +75,10 @@ ACTOR_CRITIC = {
         "list(self.val.parameters()), list(self.slowval.parameters())", SLOW,
     ),
     "scale is the upper percentile": Mutation(BEHAVIOR, "(self.hi - self.lo).clamp(", "self.hi.clamp(", NORMALIZER),
-    "scale without a floor": Mutation(BEHAVIOR, "RETURN_LIMIT = 0.01, (0.05, 0.95), 1.0", "RETURN_LIMIT = 0.01, (0.05, 0.95), 1e-8", NORMALIZER),
+    "scale without a floor": Mutation(BEHAVIOR, " = 0.01, (0.05, 0.95), 1.0", " = 0.01, (0.05, 0.95), 1e-8", NORMALIZER),
     "percentiles 10 and 90": Mutation(BEHAVIOR, "(0.05, 0.95)", "(0.1, 0.9)", NORMALIZER),
     "percentiles 0 and 100": Mutation(BEHAVIOR, "(0.05, 0.95)", "(0.0, 1.0)", NORMALIZER),
-    "statistics move by 0.1": Mutation(BEHAVIOR, "RETURN_LIMIT = 0.01, ", "RETURN_LIMIT = 0.1, ", NORMALIZER),
+    "statistics move by 0.1": Mutation(BEHAVIOR, " = 0.01, (0", " = 0.1, (0", NORMALIZER),
     "scale of the update before": Mutation(
         BEHAVIOR, "        self.retnorm.update(returns)\n        offset, scale = self.retnorm.stats()\n",
         "        offset, scale = self.retnorm.stats()\n        self.retnorm.update(returns)\n", IMAGINED,
@@ -86,18 +88,18 @@ ACTOR_CRITIC = {
     "replayed last step weighs": Mutation(BEHAVIOR, "return alive[:, :-1] * self.val.loss", "return self.val.loss", REPLAYED),
     "replayed return undiscounted": Mutation(BEHAVIOR, "(~batch.is_terminal).float() * (1 - 1 / self.config.discount_horizon)", "(~batch.is_terminal).float()", REPLAYED),
     "replayed return ends at is_last": Mutation(BEHAVIOR, "(~batch.is_terminal).float()", "(~batch.is_last).float()", REPLAYED),
-    "slow value with gradient": Mutation(BEHAVIOR, '.requires_grad_(False)', "", "test_behavior.py"),
+    "slow critic is trained": Mutation(BEHAVIOR, ".requires_grad_(False)", "", "test_golden_parameters.py::test_names_and_shapes"),
     "boot from the end of the dream": Mutation(AGENT, "bootstrap = returns[:, 0]", "bootstrap = returns[:, -1]", TOTAL),
     "rep weighs 1": Mutation(AGENT, '"rep": 0.1', '"rep": 1.0', TOTAL),
     "repval weighs 1": Mutation(AGENT, '"repval": 0.3', '"repval": 1.0', TOTAL),
-    "slow critic starts elsewhere": Mutation(AGENT, "        self.behavior.copy_slow_value()\n", "", "test_agent.py"),
+    "slow critic starts elsewhere": Mutation(AGENT, "        self.behavior.copy_slow_value()\n", "", "test_agent.py::test_the_slow_critic_starts_as_a_copy"),
 }  # fmt: skip
 
 ACTING = {
-    "actor reads stoch first": Mutation(AGENT, "torch.cat([world.deter, latent], -1)[:, 0]", "torch.cat([latent, world.deter], -1)[:, 0]", "test_agent.py"),
-    "previous action forgotten": Mutation(AGENT, "State(world.deter[:, 0], world.stoch[:, 0]), action)", "State(world.deter[:, 0], world.stoch[:, 0]), state.action)", "test_agent.py"),
-    "episode start ignored": Mutation(AGENT, "state.world, prev_action, is_first.unsqueeze(1)", "state.world, prev_action, torch.zeros_like(is_first).unsqueeze(1)", "test_agent.py"),
-    "uniforms for a normal": Mutation(AGENT, "noise.uniform if key.classes else noise.normal", "noise.uniform", "test_agent.py"),
+    "actor reads stoch first": Mutation(AGENT, "torch.cat([world.deter, latent], -1)[:, 0]", "torch.cat([latent, world.deter], -1)[:, 0]", ACTED),
+    "previous action forgotten": Mutation(AGENT, "State(world.deter[:, 0], world.stoch[:, 0]), action)", "State(world.deter[:, 0], world.stoch[:, 0]), state.action)", ACTED),
+    "episode start ignored": Mutation(AGENT, "state.world, prev_action, is_first.unsqueeze(1)", "state.world, prev_action, torch.zeros_like(is_first).unsqueeze(1)", ACTED),
+    "uniforms for a normal": Mutation(AGENT, "noise.uniform if key.classes else noise.normal", "noise.uniform", "test_agent.py::test_noise_is_uniform_for_classes_and_normal_for_values"),
 }  # fmt: skip
 
 OPTIMIZER = {
@@ -122,10 +124,10 @@ OPTIMIZER = {
     "warm-up from 1": Mutation(OPTIM, "((self.step_count - 1) / self.warmup)", "(self.step_count / self.warmup)", WARMUP),
     "warm-up without end": Mutation(OPTIM, ".clamp(max=1.0)", "", WARMUP),
     "decay of everything": Mutation(OPTIM, 'if name.endswith("kernel"):', "if name:", UPDATE),
-    "gradients pile up": Mutation(OPTIM, "            param.grad = None\n", "            pass\n", "test_steps.py"),
+    "gradients pile up": Mutation(OPTIM, "            param.grad = None\n", "            pass\n", "test_steps.py::test_an_update_leaves_no_gradient_to_the_next_one"),
     "slow critic before the optimizer": Mutation(
         STEPS, "        metrics = out.metrics | self.optimizer.step()\n        self.agent.behavior.update_slow_value()\n",
-        "        self.agent.behavior.update_slow_value()\n        metrics = out.metrics | self.optimizer.step()\n", "test_steps.py",
+        "        self.agent.behavior.update_slow_value()\n        metrics = out.metrics | self.optimizer.step()\n", AFTER,
     ),
-    "slow critic stands still": Mutation(STEPS, "        self.agent.behavior.update_slow_value()\n", "", "test_steps.py"),
+    "slow critic stands still": Mutation(STEPS, "        self.agent.behavior.update_slow_value()\n", "", AFTER),
 }  # fmt: skip

@@ -12,21 +12,19 @@ NORM = "test_golden_layers.py::test_rms_norm_of_vectors_and_images"
 LAYER = "test_golden_layers.py::test_layer"
 STEP = "test_golden_rssm.py::test_core"
 OBSERVED = "test_golden_rssm.py::test_observe_likeliest_latents_and_gradients_through_time"
-JOINED = "test_golden_rssm.py::test_actions_are_joined_in_alphabetical_order"
 CODED = "test_golden_encdec.py::test_tokens_predictions_and_losses"
 ACTOR = "test_golden_heads.py::test_log_prob_and_entropy_of_the_actor"
 BOUNDED = "test_golden_heads.py::test_mean_and_std_of_the_continuous_actor"
 ZERO = "test_golden_heads.py::test_reward_and_value_start_at_zero"
 WIDE = "test_golden_heads.py::test_fresh_actor_is_wide_and_fresh_continue_is_undecided"
 CLASSES = "test_golden_heads.py::test_logits_of_discrete_actors"
-INITIAL = "test_golden_parameters.py"
+INITIAL = "test_golden_parameters.py::test_initial_values"
 TWOHOT = "test_golden_dists.py::test_twohot_bins_mean_and_loss"
 MIXED = "test_golden_dists.py::test_mixed_distributions"
 FREE_NATS = "test_golden_dists.py::test_kl_losses_with_free_nats"
 STRAIGHT = "test_golden_dists.py::test_straight_through_sample"
-TERMS = "test_golden_agent.py::test_loss_terms_and_what_each_of_them_reaches"
-STATES = "test_golden_agent.py::test_tokens_and_states"
 DREAM = "test_golden_agent.py::test_dream"
+DREAMED = "test_agent.py::test_a_dream_is_policy_core_prior_and_sample_in_turn"
 
 LAYERS = {
     "norm eps 1e-5": Mutation(FUNCTIONAL, "NORM_EPS = 1e-4", "NORM_EPS = 1e-5", NORM),
@@ -45,9 +43,10 @@ LAYERS = {
     "cut at three": Mutation(NETS, "math.erf(-2 / math.sqrt(2))", "math.erf(-3 / math.sqrt(2))", INITIAL),
     "absent value is a class": Mutation(
         NETS, "(index.unsqueeze(-1) == torch.arange(classes, device=index.device))",
-        "(index.clamp(min=0).unsqueeze(-1) == torch.arange(classes, device=index.device))", CODED,
+        "(index.clamp(min=0).unsqueeze(-1) == torch.arange(classes, device=index.device))", "test_nets.py::test_absent_values_are_zeros",
     ),
-    "keys as they come": Mutation(NETS, "for key in sorted(spaces):", "for key in spaces:", JOINED),
+    "absent value is infinite": Mutation(NETS, "torch.where(torch.isneginf(value), 0.0, value)", "value", "test_nets.py::test_absent_values_are_zeros"),
+    "keys as they come": Mutation(NETS, "for key in sorted(spaces):", "for key in spaces:", "test_nets.py::test_keys_are_joined_in_alphabetical_order"),
     "encoder without symlog": Mutation(NETS, "self.vectors, 2, squish=True)", "self.vectors, 2, squish=False)", CODED),
     "pixels from 0 to 1": Mutation(NETS, "/ 255 - 0.5", "/ 255", CODED),
     "mean pooling": Mutation(NETS, "F.max_pool2d(", "F.avg_pool2d(", CODED),
@@ -94,24 +93,25 @@ RECURRENT = {
     "start state ignored": Mutation(OBSERVE, "    steps = []", "    steps, deter = [], torch.zeros_like(deter)", OBSERVED),
     "time cut out of the gradient": Mutation(OBSERVE, "own, shared, deter, onehot.flatten(1)", "own, shared, deter.detach(), onehot.flatten(1)", OBSERVED),
     "posterior without the mix": Mutation(OBSERVE, "uniform[:, t], unimix)", "uniform[:, t], 0.0)", OBSERVED),
-    "prior without the mix": Mutation(IMAGINE, "uniform[:, h], unimix)", "uniform[:, h], 0.0)", "test_kernels_reference.py"),
+    "prior without the mix": Mutation(IMAGINE, "uniform[:, h], unimix)", "uniform[:, h], 0.0)", DREAMED),
     "policy sees the start": Mutation(IMAGINE, "torch.cat([deter, onehot], -1)", "torch.cat([states[0][0], onehot], -1)", DREAM),
     "policy sees stoch first": Mutation(IMAGINE, "torch.cat([deter, onehot], -1)", "torch.cat([onehot, deter], -1)", DREAM),
     "policy acts a step late": Mutation(IMAGINE, "actions[-1].to(deter.dtype)", "actions[max(h - 1, 0)].to(deter.dtype)", DREAM),
-    "one noise for all actions": Mutation(IMAGINE, "action_noise[:, h]", "action_noise[:, 0]", "test_kernels_reference.py"),
+    "one noise for all actions": Mutation(IMAGINE, "action_noise[:, h]", "action_noise[:, 0]", DREAMED),
     "dream a step short": Mutation(IMAGINE, "uniform.shape[1]", "uniform.shape[1] - 1", DREAM, raises=True),
     "features with stoch first": Mutation(
         RSSM, "torch.cat([state.deter, latent.to(state.deter.dtype)], -1)",
         "torch.cat([latent.to(state.deter.dtype), state.deter], -1)", DREAM,
     ),
     "imagination without the mix": Mutation(
-        RSSM, "self.unimix, actor_unimix,", "0.0, actor_unimix,", "test_rssm.py"
+        RSSM, "self.unimix, actor_unimix,", "0.0, actor_unimix,", DREAMED
     ),
 }  # fmt: skip
 
 DISTRIBUTIONS = {
     "mix not shared out": Mutation(SAMPLE, "unimix / logits.shape[-1]", "unimix", MIXED),
     "mix added on top": Mutation(SAMPLE, "(1 - unimix) * probs + unimix", "probs + unimix", MIXED),
+    "sample one class late": Mutation(SAMPLE, "(uniform.unsqueeze(-1) >= cdf)", "(uniform.unsqueeze(-1) > cdf)", "test_kernels_reference.py::test_sample_on_an_edge_of_the_cdf_belongs_to_the_next_class"),
     "sample without gradient": Mutation(SAMPLE, "(probs - probs.detach())", "(probs - probs)", STRAIGHT),
     "posterior of the KL without the mix": Mutation(
         KL, "post, prior = mixed_log_probs(post, unimix)", "post, prior = mixed_log_probs(post, 0)", FREE_NATS
@@ -156,6 +156,6 @@ DISTRIBUTIONS = {
     ),
     "entropy without 1/2": Mutation(DISTS, "(0.5 * (1 + LOG_TWO_PI) + std.log())", "(0.5 * LOG_TWO_PI + std.log())", ACTOR),
     "policy starts narrow": Mutation(HEADS, "outscale=0.01", "outscale=1.0", INITIAL),
-    "heads start random": Mutation(HEADS, "outscale=0.0", "outscale=1.0", ZERO),
+    "heads start random": Mutation(HEADS, "width, outscale=0.0)", "width, outscale=1.0)", ZERO),
     "one layer for the policy": Mutation(HEADS, "MLP(inputs, units, 3)", "MLP(inputs, units, 1)", CLASSES),
 }

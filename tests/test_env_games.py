@@ -23,33 +23,36 @@ def always(action: int) -> Policy:
     return lambda env, step: {"action": np.full(env.num_envs, action)}
 
 
-def test_pong_rewards_are_the_points_in_the_consoles_memory() -> None:
-    env = make_env("Pong-v5", num_envs=2, seed=3, options=ATARI100K)
-    records = play(env, 840, Twin("Pong-v5", env, 3, ATARI100K))
-    for row in records:
-        points = 0.0
-        for record in row:
-            points = 0 if record.is_first else points + record.reward
-            assert points == score(record)
-            np.testing.assert_array_equal(record.obs["image"], np.moveaxis(record.info["observation"], 0, -1))
-    (game,) = episodes(records)
+def play_pong(limit: int, watched: bool) -> list[Record]:
+    options = {**ATARI100K, "max_episode_steps": limit}
+    env = make_env("Pong-v5", num_envs=1, seed=1, options=options)
+    return play(env, 824, Twin("Pong-v5", env, 1, options) if watched else None)[0]
+
+
+@pytest.fixture(scope="module")
+def pong() -> list[Record]:
+    """A whole game, which takes 822 records, and the console's memory at each."""
+    return play_pong(27_000, watched=True)
+
+
+def test_pong_rewards_are_the_points_in_the_consoles_memory(pong: list[Record]) -> None:
+    points = 0.0
+    for record in pong:
+        points = 0 if record.is_first else points + record.reward
+        assert points == score(record)
+        np.testing.assert_array_equal(record.obs["image"], np.moveaxis(record.info["observation"], 0, -1))
+    (game,) = episodes([pong])
     winner = [int(max(record.info["ram"][[CPU_SCORE, PLAYER_SCORE]])) for record in game]
     assert game[-1].is_terminal and winner[-1] == 21 and max(winner[:-1]) == 20
 
 
-def test_pong_ends_with_the_game_and_not_with_the_time_limit() -> None:
-    def first_game(limit: int) -> list[Record]:
-        options = {**ATARI100K, "max_episode_steps": limit}
-        env = make_env("Pong-v5", num_envs=1, seed=1, options=options)
-        return episodes(play(env, 830, Twin("Pong-v5", env, 1, options)))[0]
-
-    game = first_game(27_000)
+def test_pong_ends_with_the_game_and_not_with_the_time_limit(pong: list[Record]) -> None:
+    (game,) = episodes([pong])
     steps = len(game) - 1
-    assert game[-1].is_terminal
-    cut, both = first_game(steps - 1), first_game(steps)
-    assert len(cut) == steps and cut[-1].is_last and not cut[-1].is_terminal
-    assert len(both) == steps + 1 and both[-1].is_terminal, "game over on the very last step allowed"
-    assert score(both[-1]) == score(game[-1]) and score(cut[-1]) != score(game[-1])
+    for limit, over in ((steps - 1, False), (steps, True)):  # at `steps` the game is over on the last step allowed
+        shown = episodes([play_pong(limit, watched=False)])[0]
+        assert len(shown) == limit + 1 and shown[-1].is_last and shown[-1].is_terminal == over
+        assert [record.reward for record in shown] == [record.reward for record in game][: limit + 1]
 
 
 @pytest.mark.parametrize("episodic", [False, True])
@@ -103,7 +106,8 @@ TABLES = {
 
 @pytest.mark.parametrize("id", [*TABLES, *(f"gym:{id}" for id in TABLES.values())])
 def test_text_games_follow_gymnasiums_transition_table(id: str) -> None:
-    env = make_env(id, num_envs=4, seed=0, options={"max_episode_steps": 50})
+    unlimited = id == "CliffWalking-v0"
+    env = make_env(id, num_envs=4, seed=0, options={} if unlimited else {"max_episode_steps": 50})
     table = gymnasium.make(TABLES.get(id, id.removeprefix("gym:"))).unwrapped.P  # type: ignore[attr-defined]
     records = play(env, 150)
     for row in records:
@@ -113,7 +117,7 @@ def test_text_games_follow_gymnasiums_transition_table(id: str) -> None:
             assert after.is_first or seen in {(state, reward, bool(over)) for _, state, reward, over in outcomes}
     finished = episodes(records)
     assert all(episode[-1].is_terminal or len(episode) == 51 for episode in finished)
-    assert len(finished) >= 8 or id == "CliffWalking-v0", "the one that knows no time limit"
+    assert len(finished) >= 8 or unlimited
 
 
 def test_minigrid_pays_for_the_goal_and_shows_the_symbols() -> None:

@@ -82,7 +82,11 @@ def test_episodes_of_different_length_keep_their_own_flags() -> None:
         ("gym:ALE/Pong-v5", {}, "it comes with a package: pip install ale-py, then gym:ale_py:ALE/Pong-v5"),
         ("gym:MiniGrid-Empty-5x5-v0", {}, "pip install minigrid, then gym:minigrid:MiniGrid-Empty-5x5-v0"),
         ("gym:no_such_module:A-v0", {}, "there is no module no_such_module; install its package"),
-        ("gym:CartPole-v1", {"wrong": 1}, "gymnasium.make: CartPoleEnv.__init__() got an unexpected keyword argument"),
+        (
+            "gym:CartPole-v1",
+            {"wrong": 1},
+            "gymnasium.make: CartPoleEnv.__init__() got an unexpected keyword argument 'wrong'",
+        ),
         ("gym:CartPole-v1", {"max_episode_steps": 0}, "gymnasium.make: Expect the `max_episode_steps` to be positive"),
         ("no_such_module:make", {}, "there is no module no_such_module; install its package"),
         ("fake_envs.inner:make", {}, "there is no module fake_envs.inner"),

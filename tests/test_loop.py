@@ -20,7 +20,13 @@ from fastdreamer.train import main
 
 STEPS, ENVIRONMENTS = 400, 4
 TINY = ["--model.deter=16", "--model.hidden=8", "--model.units=8", "--model.stoch=4", "--model.blocks=2"]
-SHORT = [*TINY, "--replay.batch_size=4", "--replay.batch_length=8", f"--env.num_envs={ENVIRONMENTS}", "--loss.horizon=3"]
+SHORT = [
+    *TINY,
+    "--replay.batch_size=4",
+    "--replay.batch_length=8",
+    f"--env.num_envs={ENVIRONMENTS}",
+    "--loss.horizon=3",
+]
 
 
 def tiny_config(folder: Path, steps: int = STEPS, seed: int = 0) -> Config:
@@ -31,7 +37,9 @@ def tiny_config(folder: Path, steps: int = STEPS, seed: int = 0) -> Config:
         loss=LossConfig(horizon=3),
         optim=OptimConfig(lr=1e-3, warmup=2),
         replay=ReplayConfig(batch_size=4, batch_length=8),
-        run=RunConfig(dir=str(folder), steps=steps, seed=seed, train_ratio=8, device="cpu", eval_episodes=3, solved=5),
+        run=RunConfig(
+            dir=str(folder), steps=steps, seed=seed, train_ratio=8, device="cpu", eval_episodes=3, solved=5, log_every=0
+        ),
     )
 
 
@@ -64,7 +72,11 @@ def test_a_run_leaves_what_the_readme_promises(tmp_path: Path) -> None:
     assert 0 < summary["solved_seconds"] < summary["train_seconds"]
     evaluations = [record for record in records if "eval/return" in record]
     assert len(evaluations) == 1 and len(evaluations[0]["eval/returns"]) == 3
-    assert summary["eval_return"] == evaluations[0]["eval/return"] == pytest.approx(sum(evaluations[0]["eval/returns"]) / 3)
+    assert (
+        summary["eval_return"]
+        == evaluations[0]["eval/return"]
+        == pytest.approx(sum(evaluations[0]["eval/returns"]) / 3)
+    )
     (last,) = [record for record in records if "opt/loss" in record]
     assert last["update"] == summary["updates"] and last["loss/rec/vector"] > 0
     assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == [f"step-{STEPS:09}"]
@@ -118,8 +130,16 @@ def test_a_longer_run_goes_on_where_it_ended(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, number: int, code: int) -> None:
     folder = tmp_path / "run"
-    arguments = [*SHORT, f"--run.dir={folder}", "--run.steps=100000000", "--replay.capacity=1000", "--run.log_every=0.1"]
-    with subprocess.Popen([sys.executable, "-m", "fastdreamer.train", "cartpole", *arguments], stdout=subprocess.PIPE, text=True) as process:
+    arguments = [
+        *SHORT,
+        f"--run.dir={folder}",
+        "--run.steps=100000000",
+        "--replay.capacity=1000",
+        "--run.log_every=0.1",
+    ]
+    with subprocess.Popen(
+        [sys.executable, "-m", "fastdreamer.train", "cartpole", *arguments], stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         seen = []
         for line in process.stdout:
@@ -134,7 +154,10 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, number: int, code:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["cartpole", "--env.id=CartPole-v9"], "env.id CartPole-v9: there is no such environment; did you mean CartPole-v1"),
+        (
+            ["cartpole", "--env.id=CartPole-v9"],
+            "env.id CartPole-v9: there is no such environment; did you mean CartPole-v1",
+        ),
         (["cartpole", "--run.device=cuda"], "run.device must be auto or cpu on this machine, got 'cuda'"),
         (["cartpole", "--run.dir={tmp}"], "run.dir {tmp} exists already; go on with --resume {tmp}, or choose another"),
         (["cartpole", "--env.id=gym:Nothing-v0"], "env.id gym:Nothing-v0: there is no such environment"),
@@ -142,13 +165,23 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, number: int, code:
         (["cartpole", "--env.options.speed=3"], "there is no option env.options.speed"),
         (["cartpole", "--replay.capacity=5000000000", "--run.steps=5000000000"], "replay.capacity: 5000000000 windows"),
         (["atari100k", "--model.depth=1", "--run.device=cpu"], "model.depth"),
-        ([*SHORT, "--env.id=fake_envs:Bad", "--env.options.how=nan"], 'env 1: observation "speed" is not finite (got nan)'),
+        (
+            [*SHORT, "--env.id=fake_envs:Bad", "--env.options.how=nan"],
+            'env 1: observation "speed" is not finite (got nan)',
+        ),
         ([*SHORT, "--env.id=fake_envs:Bad", "--env.options.how=reward nan"], "env 1: reward is not finite (got nan)"),
-        ([*SHORT, "--env.id=fake_envs:Bad", "--env.options.how=space"], 'observation "speed" must have shape (2,), got (4,)'),
+        (
+            [*SHORT, "--env.id=fake_envs:Bad", "--env.options.how=space"],
+            'observation "speed" must have shape (2,), got (4,)',
+        ),
     ],
 )
 def test_what_a_user_got_wrong_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     filled = [argument.format(tmp=tmp_path) for argument in arguments]
@@ -161,7 +194,9 @@ def test_what_a_user_got_wrong_is_one_line(
     assert message.format(tmp=tmp_path) in error and error.count("\n") == 1
 
 
-def test_a_run_folder_without_a_checkpoint_cannot_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_folder_without_a_checkpoint_cannot_be_resumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "config.json").write_text(json.dumps(tiny_config(tmp_path).to_json()))
     with pytest.raises(SystemExit) as caught:
         main(["--resume", str(tmp_path)])

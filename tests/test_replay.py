@@ -9,6 +9,7 @@ from fake_replay import DETER, STOCH, ListReplay, add, assert_equal, drive, flat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastdreamer.noise import Noise, Stream
 from fastdreamer.replay import Plan, _below
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -88,6 +89,15 @@ def test_windows_are_drawn_uniformly_with_replacement() -> None:
 def test_a_number_below_the_span_is_drawn_from_all_64_bits(span: int, high: int, low: int) -> None:
     words = (np.array([word], np.uint64) for word in (high, low))
     assert _below(span, *words).tolist() == [span * (high << 32 | low) >> 64]
+
+
+def test_a_plan_is_made_of_64_bits_per_window() -> None:
+    ring, rng = make_ring(num_envs=3, capacity=40, batch_size=3, batch_length=4, seed=8), np.random.default_rng(0)
+    for _ in range(5):
+        add(ring, make_record(rng, 3))
+    words = Noise(8, Stream.PLAN).bits(6).tolist()
+    windows = [(words[2 * b] << 32 | words[2 * b + 1]) * 3 >> 64 for b in range(3)]
+    assert pairs(ring.plan()) == [(window, 0) for window in windows]
 
 
 def test_plans_depend_on_seed_and_rank_and_on_nothing_else() -> None:

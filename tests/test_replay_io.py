@@ -128,6 +128,32 @@ def test_a_ring_of_another_capacity_holds_the_windows_that_were_saved_and_fit(
         drive([ring, third], lists, rng, 1, 0, torch.float32)
 
 
+def test_a_smaller_ring_reads_only_the_files_that_fit_it(tmp_path: Path) -> None:
+    ring, _ = filled(40, num_envs=2, capacity=50, batch_length=4)
+    index = ring.save(tmp_path)
+    ring = make_ring(num_envs=2, capacity=10, batch_length=4)
+    assert (40 - ring.rows) // 3 == 7
+    for path in tmp_path.iterdir():
+        if int(path.name.split("-")[1]) < 7 * 3:
+            path.unlink()
+    ring.load(tmp_path, index)
+    assert (ring.length, ring.windows) == (40, 10)
+
+
+def test_every_record_that_can_be_sampled_comes_back_to_its_row(tmp_path: Path) -> None:
+    """The oldest file was written when it held more than can be sampled now."""
+    ring, rng = filled(10, num_envs=2, capacity=10, batch_length=4)
+    ring.save(tmp_path)
+    add(ring, make_record(rng, 2))
+    index: Index = ring.save(tmp_path)
+    assert index["first"] == 2
+    assert firsts(index["chunks"], "records") == [0, 3, 6, 9]
+    loaded = make_ring(num_envs=2, capacity=10, batch_length=4)
+    loaded.load(tmp_path, index)
+    for key, value in (ring.records | ring.latents).items():
+        assert torch.equal((loaded.records | loaded.latents)[key][:, 2:11], value[:, 2:11]), key
+
+
 def test_records_are_written_once_and_states_when_they_changed(tmp_path: Path) -> None:
     ring, rng = filled(10, num_envs=2, batch_length=4, batch_size=1)
     ring.save(tmp_path)
@@ -263,6 +289,13 @@ def test_a_file_that_is_not_in_the_index_is_missed(tmp_path: Path, kind: str) ->
     del index["chunks"][sorted(name for name in index["chunks"] if name.startswith(kind))[1]]
     with pytest.raises(ValueError, match=rf"^{tmp_path}: no file of {kind} holds record 3$"):
         make_ring().load(tmp_path, index)
+
+
+def test_a_file_that_begins_too_late_is_refused(tmp_path: Path) -> None:
+    ring, _ = filled(40, num_envs=2, capacity=10, batch_length=4)
+    index: Index = ring.save(tmp_path)
+    with pytest.raises(ValueError, match=rf"^{tmp_path}: no file of records holds record 30$"):
+        make_ring(num_envs=2, capacity=10, batch_length=4).load(tmp_path, index | {"first": index["first"] - 1})
 
 
 DAMAGES = {
