@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, is_dataclass, replace
+from math import isfinite
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, NamedTuple, NoReturn, get_args, get_type_hints
@@ -134,14 +135,17 @@ def _changed(config: Config, flags: Mapping[str, str]) -> Config:
 
 def _read(text: str, hint: Any) -> object:
     """The value that a flag's text stands for; the text itself where it is none of the kinds, for the check to name."""
-    for kind in get_args(hint) or (hint,):
+    kinds = get_args(hint) or (hint,)
+    for kind in kinds:
         if kind is bool and text.lower() in ("true", "false"):
             return text.lower() == "true"
         if kind is NoneType and text.lower() == "none":
             return None
         if kind in (int, float):
             with suppress(ValueError):
-                return kind(text)
+                number = kind(text)
+                if isfinite(number) or str not in kinds:  # an option called nan is a word
+                    return number
     return text
 
 

@@ -200,7 +200,8 @@ def _checked_options(envpool: ModuleType, id: str, options: Options) -> dict[str
 
 def _egl_devices(egl: ctypes.CDLL) -> int:
     egl.eglGetProcAddress.restype = ctypes.c_void_p
-    address = egl.eglGetProcAddress(b"eglQueryDevicesEXT")
+    if not (address := egl.eglGetProcAddress(b"eglQueryDevicesEXT")):
+        return 0
     query = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int))(address)
     count = ctypes.c_int(0)
     query(0, None, ctypes.byref(count))

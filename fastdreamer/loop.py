@@ -207,7 +207,9 @@ def train(training: Training, folder: Path, writer: JsonlWriter, stop: Stop, sta
             writer.write({"step": training.env_steps, "episode/return": score})
         if progress.updates and progress.first_update_seconds is None:
             progress.first_update_seconds = time.perf_counter() - started
-            logger.info("first update at step %d, %.1f s after the start", training.env_steps, progress.first_update_seconds)
+            logger.info(
+                "first update at step %d, %.1f s after the start", training.env_steps, progress.first_update_seconds
+            )
         if log.due(progress.train_seconds):
             mark = write_log(training, writer, mark)
         if evaluation.due(training.env_steps):

@@ -22,12 +22,14 @@ class TrainStep:
     def __init__(self, agent: Agent, optimizer: LaProp, seed: int) -> None:
         self.agent, self.optimizer = agent, optimizer
         device = next(agent.parameters()).device
-        self.noise = tuple(Noise(seed, stream, device=device) for stream in (Stream.OBSERVE, Stream.IMAGINE, Stream.ACTION))
+        observe, imagine = Noise(seed, Stream.OBSERVE, device=device), Noise(seed, Stream.IMAGINE, device=device)
+        self.noise = observe, imagine, Noise(seed, Stream.ACTION, device=device)
 
     def __call__(self, window: Window) -> tuple[State, dict[str, Tensor]]:
         """Learns from a window of host tensors. Returns fresh states (B, T, ...) for the ring and 0-d metrics."""
         window = to_device(window, self.optimizer.step_count.device)
-        noise = self.agent.update_noise(*self.noise, *window.batch.reward.shape)
+        batch, time = window.batch.reward.shape
+        noise = self.agent.update_noise(*self.noise, batch, time)
         out = self.agent.loss(*window, noise)
         out.loss.backward()
         metrics = out.metrics | self.optimizer.step()
@@ -41,7 +43,7 @@ class ActStep:
     def __init__(self, agent: Agent, rows: int, seed: int, streams: tuple[Stream, Stream]) -> None:
         self.agent = agent
         self.device = next(agent.parameters()).device
-        self.noise = tuple(Noise(seed, stream, device=self.device) for stream in streams)
+        self.noise = Noise(seed, streams[0], device=self.device), Noise(seed, streams[1], device=self.device)
         self.state = agent.initial(rows)
 
     def __call__(

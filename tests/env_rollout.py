@@ -83,15 +83,19 @@ class Twin:
         self._space = self._pool.action_space
 
     def __call__(self, action: Arrays | None) -> Arrays:
-        """EnvPool's info after `action`, its reward and, where it is not a dict, its observation."""
+        """EnvPool's info after `action`, its reward as raw_reward, its observation as raw or, of a dict, raw/KEY."""
         if action is None:
             self._pool.async_reset()
         else:
             self._pool.send(self._executed(action["action"]))
         observation, reward, _, _, info = self._pool.recv()
         arrays = {key: value for key, value in info.items() if isinstance(value, np.ndarray)}
-        bare = {"observation": observation} if isinstance(observation, np.ndarray) else {}
-        return arrays | bare | {"raw_reward": reward}
+        raw = (
+            {"raw": observation}
+            if isinstance(observation, np.ndarray)
+            else {f"raw/{k}": v for k, v in observation.items()}
+        )
+        return arrays | raw | {"raw_reward": reward}
 
     def _executed(self, action: AnyArray) -> AnyArray:
         if action.dtype.kind == "f":

@@ -1,7 +1,7 @@
 """Small gymnasium environments for test_env.py, importable as `fake_envs:Name` here and in spawned workers."""
 
 import types
-from typing import Any, ClassVar
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -35,7 +35,7 @@ ACTIONS: dict[str, AnySpace] = {
     "nested": spaces.Dict(
         {"move": spaces.Discrete(3), "aim": spaces.Tuple([spaces.Box(0, 4, ()), spaces.Discrete(2)])}
     ),
-    "uneven": spaces.MultiDiscrete([[3, 4], [3, 2]], start=[[0, 0], [0, 7]]),
+    "uneven": spaces.MultiDiscrete(np.array([[3, 4], [3, 2]]), start=np.array([[0, 0], [0, 7]])),
     "unbounded": spaces.Box(-np.inf, np.inf, (2,)),
     "wide": spaces.Box(-1e10, 1e10, (2,)),
     "empty range": spaces.Box(1, 1, (2,)),
@@ -99,12 +99,13 @@ class Bad(gymnasium.Env[Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self._odd = bool(seed is not None and seed % 2)
         if self._how == "reset":
-            return self._good()  # type: ignore[return-value]
+            return cast(tuple[Any, dict[str, Any]], self._good())
         return self._good(), {}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         self._steps += 1
-        observation, reward = self._good(), 1.0
+        observation: Any = self._good()
+        reward: Any = 1.0
         if self._odd and self._steps > 2:
             match self._how:
                 case "shape":
@@ -145,10 +146,9 @@ class Counter(gymnasium.Env[Any, Any]):
 
     observation_space = spaces.Box(0, 99, ())
     action_space = spaces.Discrete(2)
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
 
     def __init__(self, render_mode: str | None = None) -> None:
-        self.render_mode = render_mode
+        self.metadata, self.render_mode = {"render_modes": ["rgb_array"]}, render_mode
         self._steps, self._length = 0, 5
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ OBS: Spaces = {"image": Space("image", (2, 3, 1)), "speed": Space("vector", (3,)
 ACT: Spaces = {"jump": Space("discrete", (2,), 4), "push": Space("vector", (2,), 0, (-1.0, -1.0), (1.0, 1.0))}
 DETER, STOCH = 4, 3
 Record = dict[str, Tensor]
+Index = dict[str, Any]
 
 
 def make_ring(
@@ -38,6 +40,14 @@ def make_record(rng: np.random.Generator, num_envs: int, dtype: torch.dtype = to
     for key in ("is_first", "is_last", "is_terminal"):
         record[key] = torch.from_numpy(rng.random(num_envs) < 0.25)
     return record | make_latents(rng, (num_envs,), dtype)
+
+
+def filled(records: int = 20, **sizes: int) -> tuple[Replay, np.random.Generator]:
+    """A ring with random records, and the source of more."""
+    ring, rng = make_ring(**sizes), np.random.default_rng(0)
+    for _ in range(records):
+        add(ring, make_record(rng, ring.num_envs))
+    return ring, rng
 
 
 def make_latents(rng: np.random.Generator, lead: tuple[int, ...], dtype: torch.dtype) -> Record:

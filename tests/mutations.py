@@ -1,4 +1,4 @@
-"""What one planted mistake is, and how it is planted. The tables are in mutations_*.py."""
+"""What one planted mistake is, and how it gets into a file. The tables are in mutations_*.py."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -17,10 +17,9 @@ class Mutation(NamedTuple):
     raises: bool = False
     """Whether the mistake raises where the test calls it, instead of giving another value."""
 
-    def plant(self, root: Path) -> None:
-        """Rewrites the file below `root`. Fails where `old` does not occur exactly once any more."""
-        path = root / self.file
-        text = path.read_text()
+    def mutate(self, root: Path) -> str:
+        """The file below `root` with the mistake. Fails where `old` does not occur exactly once any more."""
+        text = (root / self.file).read_text()
         count = text.count(self.old)
         assert count == 1, f"{self.file} must hold {self.old!r} once for its mutation, holds it {count} times"
-        path.write_text(text.replace(self.old, self.new))
+        return text.replace(self.old, self.new)

@@ -9,6 +9,7 @@ NOISE, SCHEDULE, REPLAY, STEP, ACTION, EPISODES, STEPS, LOOP = (
 
 STREAM = "test_env.py::test_stream_follows_two_episodes"
 MASK = "test_env.py::test_mask_action_zeroes_rows_without_an_action"
+BOUNDS = "test_env_spaces.py::test_actions_never_leave_float32_bounds"
 KINDS = "test_env_spaces.py::test_every_action_kind"
 RANGE = "test_replay.py::test_the_newest_windows_of_all_environments_can_be_sampled"
 ONLINE = "test_replay.py::test_online_windows_come_first_in_order_and_once"
@@ -28,47 +29,110 @@ WINDOW = "test_golden_agent.py::test_window_of_a_batch"
 WRITTEN = "test_golden_agent.py::test_fresh_states_replace_the_trained_records"
 
 ENVIRONMENT = {
-    "reward of a reset kept": Mutation(STEP, "np.where(is_first, np.float32(0), raw.reward.astype(np.float32))", "raw.reward.astype(np.float32)", STREAM),
+    "reward of a reset kept": Mutation(
+        STEP,
+        "np.where(is_first, np.float32(0), raw.reward.astype(np.float32))",
+        "raw.reward.astype(np.float32)",
+        STREAM,
+        raises=True,
+    ),
     "time limit is terminal": Mutation(STEP, "is_last, ended & is_last", "is_last, is_last", STREAM),
-    "game over ignored": Mutation(STEP, "raw.terminated if raw.game_over is None else raw.game_over", "raw.terminated", STREAM),
+    "game over ignored": Mutation(
+        STEP, "raw.terminated if raw.game_over is None else raw.game_over", "raw.terminated", STREAM
+    ),
     "time limit goes unseen": Mutation(STEP, "raw.terminated | raw.truncated", "raw.terminated", STREAM),
     "last action kept": Mutation(STEP, "value.dtype.type(0), value)", "value, value)", MASK),
-    "action not clipped": Mutation(ACTION, "(np.clip(value.astype(np.float64), -1, 1) + 1) / 2", "(value.astype(np.float64) + 1) / 2", KINDS),
+    "action not clipped": Mutation(
+        ACTION,
+        "(np.clip(value.astype(np.float64), -1, 1) + 1) / 2\n        return np.clip(self.low + share * (self.high - self.low), self.low, self.high)",
+        "(value.astype(np.float64) + 1) / 2\n        return (self.low + share * (self.high - self.low))",
+        KINDS,
+    ),
+    "action rounded out of its bounds": Mutation(
+        ACTION,
+        "np.clip(self.low + share * (self.high - self.low), self.low, self.high)",
+        "(self.low + share * (self.high - self.low))",
+        BOUNDS,
+    ),
     "action scaled from 0": Mutation(ACTION, "self.low + share * (self.high - self.low)", "share * self.high", KINDS),
     "first class is 0": Mutation(ACTION, "(value.astype(np.int64) + self.start)", "value", KINDS),
-}  # fmt: skip
+}
 
 RING = {
-    "window of T records": Mutation(REPLAY, "max(self.length - self.batch_length, 0)", "max(self.length - self.batch_length + 1, 0)", RANGE),
-    "capacity of each environment": Mutation(REPLAY, "high - self.capacity, ", "high - self.capacity * self.num_envs, ", RANGE),
-    "newest window never drawn": Mutation(REPLAY, "low + _below(high - low, ", "low + _below(max(high - low - 1, 1), ", RANGE),
+    "window of T records": Mutation(
+        REPLAY, "max(self.length - self.batch_length, 0)", "max(self.length - self.batch_length + 1, 0)", RANGE
+    ),
+    "capacity of each environment": Mutation(
+        REPLAY, "high - self.capacity, ", "high - self.capacity * self.num_envs, ", RANGE
+    ),
+    "newest window never drawn": Mutation(
+        REPLAY, "low + _below(high - low, ", "low + _below(max(high - low - 1, 1), ", RANGE
+    ),
     "online from record 0": Mutation(REPLAY, "(1 + period * span)", "(period * span)", ONLINE),
     "online every T records": Mutation(REPLAY, "span = self.batch_length + 1", "span = self.batch_length", ONLINE),
-    "online window served again": Mutation(REPLAY, "            self.served += 1\n", "            self.served += len(fresh) % 2\n", ONLINE),
+    "online window served again": Mutation(
+        REPLAY, "            self.served += 1\n", "            self.served += len(fresh) % 2\n", ONLINE
+    ),
     "online too old": Mutation(REPLAY, "if window >= low:", "if window >= 0:", DROPPED),
-    "online windows last": Mutation(REPLAY, "window[: len(fresh)] = fresh", "window[len(window) - len(fresh) :] = fresh", ONLINE),
+    "online windows last": Mutation(
+        REPLAY, "window[: len(fresh)] = fresh", "window[len(window) - len(fresh) :] = fresh", ONLINE
+    ),
     "action not shifted": Mutation(REPLAY, 'context if key.startswith("action/") else trained', "trained", WINDOW),
     "start state a step late": Mutation(REPLAY, "self._index(plan, 0, 1)", "self._index(plan, 1, 1)", WINDOW),
-    "abandoned episodes go on": Mutation(REPLAY, '        out["is_last"][:, :-1] |= out["is_first"][:, 1:]\n', "", FLAGS),
-    "end marked at the next start": Mutation(REPLAY, 'out["is_last"][:, :-1] |= out["is_first"][:, 1:]', 'out["is_last"][:, 1:] |= out["is_first"][:, 1:]', FLAGS),
-    "context overwritten": Mutation(REPLAY, "index = self._index(plan, 1, self.batch_length).numpy()", "index = self._index(plan, 0, self.batch_length).numpy()", WRITTEN),
-    "lowest batch index wins": Mutation(REPLAY, ">= self.length - self.rows)[::-1]", ">= self.length - self.rows)", OVERLAP),
-}  # fmt: skip
+    "abandoned episodes go on": Mutation(
+        REPLAY, '        out["is_last"][:, :-1] |= out["is_first"][:, 1:]\n', "", FLAGS
+    ),
+    "end marked at the next start": Mutation(
+        REPLAY,
+        'out["is_last"][:, :-1] |= out["is_first"][:, 1:]',
+        'out["is_last"][:, 1:] |= out["is_first"][:, 1:]',
+        FLAGS,
+    ),
+    "context overwritten": Mutation(
+        REPLAY,
+        "index = self._index(plan, 1, self.batch_length).numpy()",
+        "index = self._index(plan, 0, self.batch_length).numpy()",
+        WRITTEN,
+    ),
+    "lowest batch index wins": Mutation(
+        REPLAY, ">= self.length - self.rows)[::-1]", ">= self.length - self.rows)", OVERLAP
+    ),
+}
 
 CLOCKWORK = {
     "Philox with 9 rounds": Mutation(NOISE, "ROUNDS = 10", "ROUNDS = 9", ANSWERS),
     "counter stands still": Mutation(NOISE, "        self.counter.add_(1)\n", "", PLACES),
     "streams share numbers": Mutation(NOISE, "(seed, stream << 16 | rank)", "(seed, rank)", PLACES),
-    "cos and sin swapped": Mutation(NOISE, "out[:, lane] = angle.cos().mul_(radius)\n        out[:, lane + 1] = angle.sin_()", "out[:, lane] = angle.sin().mul_(radius)\n        out[:, lane + 1] = angle.cos_()", MADE),
+    "cos and sin swapped": Mutation(
+        NOISE,
+        "out[:, lane] = angle.cos().mul_(radius)\n        out[:, lane + 1] = angle.sin_()",
+        "out[:, lane] = angle.sin().mul_(radius)\n        out[:, lane + 1] = angle.cos_()",
+        MADE,
+    ),
     "uniform reaches 1": Mutation(NOISE, "out.mul_(2.0**-24)", "out.mul_(1 / (2.0**24 - 1))", MADE),
     "normal of half the variance": Mutation(NOISE, ".log_().mul_(-2).sqrt_()", ".log_().mul_(-1).sqrt_()", MADE),
     "no update at first": Mutation(SCHEDULE, "return 1\n", "return 0\n", RATIO),
-    "fraction of an update dropped": Mutation(SCHEDULE, "self._previous += updates / self.updates_per_step", "self._previous = float(step)", RATIO),
-    "ratio of updates to steps": Mutation(SCHEDULE, "train_ratio / (batch_size * batch_length)", "train_ratio / batch_size", RATIO),
-    "reset counts as a step": Mutation(EPISODES, "np.where(is_first, 0, self._length + 1)", "np.where(is_first, 1, self._length + 1)", SCORES),
-    "score goes on": Mutation(EPISODES, "np.where(is_first, 0.0, self._score + reward)", "self._score + reward", SCORES),
-    "states of the step before": Mutation(STEPS, "for key, value in action.items()}, self.state.world", "for key, value in action.items()}, self.agent.initial(len(is_first)).world", ACTED),
+    "fraction of an update dropped": Mutation(
+        SCHEDULE, "self._previous += updates / self.updates_per_step", "self._previous = float(step)", RATIO
+    ),
+    "ratio of updates to steps": Mutation(
+        SCHEDULE, "train_ratio / (batch_size * batch_length)", "train_ratio / batch_size", RATIO
+    ),
+    "reset counts as a step": Mutation(
+        EPISODES, "np.where(is_first, 0, self._length + 1)", "np.where(is_first, 1, self._length + 1)", SCORES
+    ),
+    "score goes on": Mutation(
+        EPISODES, "np.where(is_first, 0.0, self._score + reward)", "self._score + reward", SCORES
+    ),
+    "states of the step before": Mutation(
+        STEPS,
+        "for key, value in action.items()}, self.state.world",
+        "for key, value in action.items()}, self.agent.initial(len(is_first)).world",
+        ACTED,
+    ),
     "last action stored": Mutation(LOOP, "mask_action(action, step.is_last)", "action", STORED),
     "fresh states not written back": Mutation(LOOP, "        self.replay.write_back(plan, *states)\n", "", UPDATED),
-    "steps of one environment": Mutation(LOOP, "return self.replay.length * self.config.env.num_envs", "return self.replay.length", STORED),
-}  # fmt: skip
+    "steps of one environment": Mutation(
+        LOOP, "return self.replay.length * self.config.env.num_envs", "return self.replay.length", STORED
+    ),
+}

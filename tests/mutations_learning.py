@@ -25,109 +25,203 @@ AFTER = "test_steps.py::test_the_slow_critic_follows_the_critic_of_this_update"
 WORLD_MODEL = {
     "no mix in the world model": Mutation(CONFIG, "unimix: float = 0.01", "unimix: float = 0.0", TERMS),
     "mix in the actor": Mutation(CONFIG, "actor_unimix: float = 0.0", "actor_unimix: float = 0.01", TERMS),
-    "features with stoch first": Mutation(WORLD, "feat = torch.cat([state.deter, latent], -1)", "feat = torch.cat([latent, state.deter], -1)", TERMS),
-    "decoder sees no gradient": Mutation(WORLD, "self.dec(state.deter, latent)", "self.dec(state.deter.detach(), latent)", TERMS),
-    "prior of another step": Mutation(WORLD, "self.dyn.prior(state.deter)", "self.dyn.prior(state.deter.roll(1, 1))", TERMS),
-    "continue target 1": Mutation(WORLD, "(~batch.is_terminal).float() * (1 - 1 / self.config.discount_horizon)", "(~batch.is_terminal).float()", TERMS),
+    "features with stoch first": Mutation(
+        WORLD, "feat = torch.cat([state.deter, latent], -1)", "feat = torch.cat([latent, state.deter], -1)", TERMS
+    ),
+    "decoder sees no gradient": Mutation(
+        WORLD, "self.dec(state.deter, latent)", "self.dec(state.deter.detach(), latent)", TERMS
+    ),
+    "prior of another step": Mutation(
+        WORLD, "self.dyn.prior(state.deter)", "self.dyn.prior(state.deter.roll(1, 1))", TERMS
+    ),
+    "continue target 1": Mutation(
+        WORLD,
+        "(~batch.is_terminal).float() * (1 - 1 / self.config.discount_horizon)",
+        "(~batch.is_terminal).float()",
+        TERMS,
+    ),
     "continue ends at is_last": Mutation(WORLD, "(~batch.is_terminal).float()", "(~batch.is_last).float()", TERMS),
-    "decoder target without symlog": Mutation(WORLD, "symlog(torch.where(present, target, 0.0))", "torch.where(present, target, 0.0)", CODED),
+    "decoder target without symlog": Mutation(
+        WORLD, "symlog(torch.where(present, target, 0.0))", "torch.where(present, target, 0.0)", CODED
+    ),
     "half the squared error": Mutation(WORLD, "(error.square() * present)", "(0.5 * error.square() * present)", CODED),
     "mean over pixels": Mutation(WORLD, "255).square().flatten(2).sum(-1)", "255).square().flatten(2).mean(-1)", CODED),
-    "decoder target shifted": Mutation(WORLD, "(prediction - target.float() / 255)", "(prediction - target.float() / 255 + 0.5)", CODED),
-}  # fmt: skip
+    "decoder target shifted": Mutation(
+        WORLD, "(prediction - target.float() / 255)", "(prediction - target.float() / 255 + 0.5)", CODED
+    ),
+}
 
 ACTOR_CRITIC = {
     "reward of the same step": Mutation(RETURN, "one_step[:, t] + ", "one_step[:, t - 1] + ", RETURNS),
-    "bootstrap without continue": Mutation(RETURN, "reward + cont * (1 - lam) * value", "reward + (1 - lam) * value", RETURNS),
+    "bootstrap without continue": Mutation(
+        RETURN, "reward + cont * (1 - lam) * value", "reward + (1 - lam) * value", RETURNS
+    ),
     "lambda twice": Mutation(RETURN, "reward + cont * (1 - lam) * value", "reward + cont * lam * value", RETURNS),
     "zero after the end": Mutation(RETURN, "ret = value[:, -1]", "ret = torch.zeros_like(value[:, -1])", RETURNS),
     "discount twice": Mutation(
-        BEHAVIOR, "lambda_return(dream.reward, dream.cont, value",
-        "lambda_return(dream.reward, dream.cont * (1 - 1 / self.config.discount_horizon), value", IMAGINED,
+        BEHAVIOR,
+        "lambda_return(dream.reward, dream.cont, value",
+        "lambda_return(dream.reward, dream.cont * (1 - 1 / self.config.discount_horizon), value",
+        IMAGINED,
     ),
     "slow critic bootstraps": Mutation(
-        BEHAVIOR, "lambda_return(dream.reward, dream.cont, value", "lambda_return(dream.reward, dream.cont, slow", IMAGINED
+        BEHAVIOR,
+        "lambda_return(dream.reward, dream.cont, value",
+        "lambda_return(dream.reward, dream.cont, slow",
+        IMAGINED,
     ),
     "lambda 0.99": Mutation(BEHAVIOR, "LAMBDA = 0.95", "LAMBDA = 0.99", IMAGINED),
     "root weighs 1": Mutation(
         BEHAVIOR, "torch.cumprod(dream.cont, 1)", "torch.cumprod(dream.cont, 1) / dream.cont[:, :1]", IMAGINED
     ),
-    "advantage not scaled": Mutation(BEHAVIOR, "(returns - value[:, :-1]) / scale", "(returns - value[:, :-1])", IMAGINED),
+    "advantage not scaled": Mutation(
+        BEHAVIOR, "(returns - value[:, :-1]) / scale", "(returns - value[:, :-1])", IMAGINED
+    ),
     "advantage minus offset": Mutation(
         BEHAVIOR, "(returns - value[:, :-1]) / scale", "(returns - offset - value[:, :-1]) / scale", IMAGINED
     ),
     "advantage with gradient": Mutation(BEHAVIOR, "self.val.mean(logits.detach())", "self.val.mean(logits)", IMAGINED),
     "entropy scale 3e-3": Mutation(BEHAVIOR, "ENTROPY_SCALE = 3e-4", "ENTROPY_SCALE = 3e-3", IMAGINED),
     "entropy punished": Mutation(BEHAVIOR, "+ ENTROPY_SCALE * sum(", "- ENTROPY_SCALE * sum(", IMAGINED),
-    "one key of several has entropy": Mutation(BEHAVIOR, "sum(entropies[1:], entropies[0])", "entropies[0]", "test_behavior.py::test_the_entropies_of_all_keys_count"),
-    "policy loss without weights": Mutation(BEHAVIOR, '"policy": -weight[:, :-1] * objective', '"policy": -objective', IMAGINED),
+    "one key of several has entropy": Mutation(
+        BEHAVIOR,
+        "sum(entropies[1:], entropies[0])",
+        "entropies[0]",
+        "test_behavior.py::test_the_entropies_of_all_keys_count",
+    ),
+    "policy loss without weights": Mutation(
+        BEHAVIOR, '"policy": -weight[:, :-1] * objective', '"policy": -objective', IMAGINED
+    ),
     "no slow target": Mutation(
-        BEHAVIOR, "weight[:, :-1] * self.val.loss(logits[:, :-1], returns, slow[:, :-1])",
-        "weight[:, :-1] * self.val.loss(logits[:, :-1], returns)", IMAGINED,
+        BEHAVIOR,
+        "weight[:, :-1] * self.val.loss(logits[:, :-1], returns, slow[:, :-1])",
+        "weight[:, :-1] * self.val.loss(logits[:, :-1], returns)",
+        IMAGINED,
     ),
     "no slow target in replay": Mutation(
-        BEHAVIOR, "alive[:, :-1] * self.val.loss(logits[:, :-1], returns, slow[:, :-1])",
-        "alive[:, :-1] * self.val.loss(logits[:, :-1], returns)", REPLAYED,
+        BEHAVIOR,
+        "alive[:, :-1] * self.val.loss(logits[:, :-1], returns, slow[:, :-1])",
+        "alive[:, :-1] * self.val.loss(logits[:, :-1], returns)",
+        REPLAYED,
     ),
     "slow critic moves by 0.98": Mutation(BEHAVIOR, "SLOW_RATE = 0.02", "SLOW_RATE = 0.98", SLOW),
     "critic follows the slow one": Mutation(
-        BEHAVIOR, "list(self.slowval.parameters()), list(self.val.parameters())",
-        "list(self.val.parameters()), list(self.slowval.parameters())", SLOW,
+        BEHAVIOR,
+        "list(self.slowval.parameters()), list(self.val.parameters())",
+        "list(self.val.parameters()), list(self.slowval.parameters())",
+        SLOW,
     ),
     "scale is the upper percentile": Mutation(BEHAVIOR, "(self.hi - self.lo).clamp(", "self.hi.clamp(", NORMALIZER),
-    "scale without a floor": Mutation(BEHAVIOR, " = 0.01, (0.05, 0.95), 1.0", " = 0.01, (0.05, 0.95), 1e-8", NORMALIZER),
+    "scale without a floor": Mutation(
+        BEHAVIOR, " = 0.01, (0.05, 0.95), 1.0", " = 0.01, (0.05, 0.95), 1e-8", NORMALIZER
+    ),
     "percentiles 10 and 90": Mutation(BEHAVIOR, "(0.05, 0.95)", "(0.1, 0.9)", NORMALIZER),
     "percentiles 0 and 100": Mutation(BEHAVIOR, "(0.05, 0.95)", "(0.0, 1.0)", NORMALIZER),
     "statistics move by 0.1": Mutation(BEHAVIOR, " = 0.01, (0", " = 0.1, (0", NORMALIZER),
     "scale of the update before": Mutation(
-        BEHAVIOR, "        self.retnorm.update(returns)\n        offset, scale = self.retnorm.stats()\n",
-        "        offset, scale = self.retnorm.stats()\n        self.retnorm.update(returns)\n", IMAGINED,
+        BEHAVIOR,
+        "        self.retnorm.update(returns)\n        offset, scale = self.retnorm.stats()\n",
+        "        offset, scale = self.retnorm.stats()\n        self.retnorm.update(returns)\n",
+        IMAGINED,
     ),
-    "replayed value without gradient": Mutation(BEHAVIOR, "self.val(feat), self.slow_value(feat), batch", "self.val(feat.detach()), self.slow_value(feat), batch", TERMS),
-    "replayed lambda across episodes": Mutation(BEHAVIOR, "LAMBDA * alive)", "LAMBDA * torch.ones_like(alive))", REPLAYED),
-    "replayed last step weighs": Mutation(BEHAVIOR, "return alive[:, :-1] * self.val.loss", "return self.val.loss", REPLAYED),
-    "replayed return undiscounted": Mutation(BEHAVIOR, "(~batch.is_terminal).float() * (1 - 1 / self.config.discount_horizon)", "(~batch.is_terminal).float()", REPLAYED),
-    "replayed return ends at is_last": Mutation(BEHAVIOR, "(~batch.is_terminal).float()", "(~batch.is_last).float()", REPLAYED),
-    "slow critic is trained": Mutation(BEHAVIOR, ".requires_grad_(False)", "", "test_golden_parameters.py::test_names_and_shapes"),
+    "replayed value without gradient": Mutation(
+        BEHAVIOR,
+        "self.val(feat), self.slow_value(feat), batch",
+        "self.val(feat.detach()), self.slow_value(feat), batch",
+        TERMS,
+    ),
+    "replayed lambda across episodes": Mutation(
+        BEHAVIOR, "LAMBDA * alive)", "LAMBDA * torch.ones_like(alive))", REPLAYED
+    ),
+    "replayed last step weighs": Mutation(
+        BEHAVIOR, "return alive[:, :-1] * self.val.loss", "return self.val.loss", REPLAYED
+    ),
+    "replayed return undiscounted": Mutation(
+        BEHAVIOR,
+        "(~batch.is_terminal).float() * (1 - 1 / self.config.discount_horizon)",
+        "(~batch.is_terminal).float()",
+        REPLAYED,
+    ),
+    "replayed return ends at is_last": Mutation(
+        BEHAVIOR, "(~batch.is_terminal).float()", "(~batch.is_last).float()", REPLAYED
+    ),
+    "slow critic is trained": Mutation(
+        BEHAVIOR, ".requires_grad_(False)", "", "test_golden_parameters.py::test_names_and_shapes"
+    ),
     "boot from the end of the dream": Mutation(AGENT, "bootstrap = returns[:, 0]", "bootstrap = returns[:, -1]", TOTAL),
     "rep weighs 1": Mutation(AGENT, '"rep": 0.1', '"rep": 1.0', TOTAL),
     "repval weighs 1": Mutation(AGENT, '"repval": 0.3', '"repval": 1.0', TOTAL),
-    "slow critic starts elsewhere": Mutation(AGENT, "        self.behavior.copy_slow_value()\n", "", "test_agent.py::test_the_slow_critic_starts_as_a_copy"),
-}  # fmt: skip
+    "slow critic starts elsewhere": Mutation(
+        AGENT, "        self.behavior.copy_slow_value()\n", "", "test_agent.py::test_the_slow_critic_starts_as_a_copy"
+    ),
+}
 
 ACTING = {
-    "actor reads stoch first": Mutation(AGENT, "torch.cat([world.deter, latent], -1)[:, 0]", "torch.cat([latent, world.deter], -1)[:, 0]", ACTED),
-    "previous action forgotten": Mutation(AGENT, "State(world.deter[:, 0], world.stoch[:, 0]), action)", "State(world.deter[:, 0], world.stoch[:, 0]), state.action)", ACTED),
-    "episode start ignored": Mutation(AGENT, "state.world, prev_action, is_first.unsqueeze(1)", "state.world, prev_action, torch.zeros_like(is_first).unsqueeze(1)", ACTED),
-    "uniforms for a normal": Mutation(AGENT, "noise.uniform if key.classes else noise.normal", "noise.uniform", "test_agent.py::test_noise_is_uniform_for_classes_and_normal_for_values"),
-}  # fmt: skip
+    "actor reads stoch first": Mutation(
+        AGENT, "torch.cat([world.deter, latent], -1)[:, 0]", "torch.cat([latent, world.deter], -1)[:, 0]", ACTED
+    ),
+    "previous action forgotten": Mutation(
+        AGENT,
+        "State(world.deter[:, 0], world.stoch[:, 0]), action)",
+        "State(world.deter[:, 0], world.stoch[:, 0]), state.action)",
+        ACTED,
+    ),
+    "episode start ignored": Mutation(
+        AGENT,
+        "state.world, prev_action, is_first.unsqueeze(1)",
+        "state.world, prev_action, torch.zeros_like(is_first).unsqueeze(1)",
+        ACTED,
+    ),
+    "uniforms for a normal": Mutation(
+        AGENT,
+        "noise.uniform if key.classes else noise.normal",
+        "noise.uniform",
+        "test_agent.py::test_noise_is_uniform_for_classes_and_normal_for_values",
+    ),
+}
 
 OPTIMIZER = {
     "no clipping": Mutation(OPTIM, "if self.agc:", "if not self.agc:", UPDATE),
     "clipping by row": Mutation(
-        OPTIM, "return list(torch._foreach_div(grads, (norms / limit).clamp(min=1.0).unbind()))",
+        OPTIM,
+        "return list(torch._foreach_div(grads, (norms / limit).clamp(min=1.0).unbind()))",
         "return [g / (g.norm(dim=-1, keepdim=True) / (self.agc * p.norm(dim=-1, keepdim=True).clamp(min=MIN_NORM))).clamp(min=1.0) for g, p in zip(grads, self.params)]",
         CLIPPED,
     ),
     "least norm 1": Mutation(OPTIM, "0.9, 0.999, 1e-20, 1e-3", "0.9, 0.999, 1e-20, 1.0", CLIPPED),
     "no least norm": Mutation(OPTIM, "0.9, 0.999, 1e-20, 1e-3", "0.9, 0.999, 1e-20, 1e-8", CLIPPED),
-    "clipped after scaling": Mutation(OPTIM, "torch._foreach_mul(grads, grads)", "[p.grad.square() for p in self.params]", UPDATE),
+    "scale of the unclipped gradient": Mutation(
+        OPTIM, "torch._foreach_mul(grads, grads)", "[p.grad.square() for p in self.params]", UPDATE
+    ),
     "beta2 0.99": Mutation(OPTIM, "0.9, 0.999, 1e-20", "0.9, 0.99, 1e-20", UPDATE),
     "beta1 0.95": Mutation(OPTIM, "0.9, 0.999, 1e-20", "0.95, 0.999, 1e-20", UPDATE),
     "eps 1e-8": Mutation(OPTIM, "0.9, 0.999, 1e-20", "0.9, 0.999, 1e-8", UPDATE),
     "momentum before scaling": Mutation(
-        OPTIM, "torch._foreach_lerp_(self.mu, torch._foreach_div(grads, scale), 1 - BETA1)\n        lr = self.learning_rate()\n        updates = torch._foreach_mul(self.mu, -lr",
-        "torch._foreach_lerp_(self.mu, grads, 1 - BETA1)\n        lr = self.learning_rate()\n        updates = torch._foreach_mul(torch._foreach_div(self.mu, scale), -lr", UPDATE,
+        OPTIM,
+        "torch._foreach_lerp_(self.mu, torch._foreach_div(grads, scale), 1 - BETA1)\n        lr = self.learning_rate()\n        updates = torch._foreach_mul(self.mu, -lr",
+        "torch._foreach_lerp_(self.mu, grads, 1 - BETA1)\n        lr = self.learning_rate()\n        updates = torch._foreach_mul(torch._foreach_div(self.mu, scale), -lr",
+        UPDATE,
     ),
-    "variance without correction": Mutation(OPTIM, "torch._foreach_div(self.nu, 1 - BETA2**self.step_count)", "[nu.clone() for nu in self.nu]", UPDATE),
+    "variance without correction": Mutation(
+        OPTIM, "torch._foreach_div(self.nu, 1 - BETA2**self.step_count)", "[nu.clone() for nu in self.nu]", UPDATE
+    ),
     "momentum without correction": Mutation(OPTIM, "-lr / (1 - BETA1**self.step_count)", "-lr", UPDATE),
-    "warm-up from 1": Mutation(OPTIM, "((self.step_count - 1) / self.warmup)", "(self.step_count / self.warmup)", WARMUP),
+    "warm-up from 1": Mutation(
+        OPTIM, "((self.step_count - 1) / self.warmup)", "(self.step_count / self.warmup)", WARMUP
+    ),
     "warm-up without end": Mutation(OPTIM, ".clamp(max=1.0)", "", WARMUP),
     "decay of everything": Mutation(OPTIM, 'if name.endswith("kernel"):', "if name:", UPDATE),
-    "gradients pile up": Mutation(OPTIM, "            param.grad = None\n", "            pass\n", "test_steps.py::test_an_update_leaves_no_gradient_to_the_next_one"),
+    "gradients pile up": Mutation(
+        OPTIM,
+        "            param.grad = None\n",
+        "            pass\n",
+        "test_steps.py::test_an_update_leaves_no_gradient_to_the_next_one",
+    ),
     "slow critic before the optimizer": Mutation(
-        STEPS, "        metrics = out.metrics | self.optimizer.step()\n        self.agent.behavior.update_slow_value()\n",
-        "        self.agent.behavior.update_slow_value()\n        metrics = out.metrics | self.optimizer.step()\n", AFTER,
+        STEPS,
+        "        metrics = out.metrics | self.optimizer.step()\n        self.agent.behavior.update_slow_value()\n",
+        "        self.agent.behavior.update_slow_value()\n        metrics = out.metrics | self.optimizer.step()\n",
+        AFTER,
     ),
     "slow critic stands still": Mutation(STEPS, "        self.agent.behavior.update_slow_value()\n", "", AFTER),
-}  # fmt: skip
+}

@@ -75,11 +75,12 @@ def test_a_dream_is_policy_core_prior_and_sample_in_turn() -> None:
 
 def test_noise_is_uniform_for_classes_and_normal_for_values() -> None:
     agent = make_agent()
-    update = agent.update_noise(*(Noise(0, stream) for stream in (Stream.OBSERVE, Stream.IMAGINE, Stream.ACTION)), 8, 16)
+    observe, imagine, action = (Noise(0, stream) for stream in (Stream.OBSERVE, Stream.IMAGINE, Stream.ACTION))
+    update = agent.update_noise(observe, imagine, action, batch=8, time=16)
     assert update.observe.shape == (8, 16, GROUPS)
     assert update.imagine.shape == (8 * 16, HORIZON, GROUPS)
     assert update.action.shape == (8 * 16, HORIZON + 1, TURN_AND_JUMP)
-    act = agent.act_noise(Noise(0, Stream.ACT_STATE), Noise(0, Stream.ACT_POLICY), 500)
+    act = agent.act_noise(Noise(0, Stream.ACT_STATE), Noise(0, Stream.ACT_POLICY), rows=500)
     assert (act.observe.shape, act.action.shape) == ((500, GROUPS), (500, TURN_AND_JUMP))
     for noise in (update.observe, update.imagine, update.action[..., :2], act.observe, act.action[..., :2]):
         assert 0 <= noise.min() < 0.05 and 0.95 < noise.max() < 1
@@ -91,5 +92,6 @@ def test_the_slow_critic_starts_as_a_copy() -> None:
     model = ModelConfig(size="size1m", deter=DETER, hidden=6, units=6, stoch=GROUPS, classes=CLASSES, blocks=2)
     agent = Agent(OBS, ACT, model, LossConfig(), torch.float32)
     agent.initialize(Noise(0, Stream.INIT))
-    assert agent.behavior.val.mlp.get_submodule("linear0").kernel.std() > 0
-    torch.testing.assert_close(agent.behavior.slowval.state_dict(), agent.behavior.val.state_dict(), rtol=0, atol=0)
+    critic, slow = agent.behavior.val.state_dict(), agent.behavior.slowval.state_dict()
+    assert critic["mlp.linear0.kernel"].std() > 0
+    torch.testing.assert_close(slow, critic, rtol=0, atol=0)

@@ -32,7 +32,9 @@ def test_the_log_probs_of_all_keys_are_summed() -> None:
     agent, rng = make_agent(), torch.Generator().manual_seed(2)
     pol = agent.behavior.pol
     with torch.no_grad():
-        outputs = policy_outputs(torch.randn(ROWS, TIME, agent.world.dyn.width, generator=rng), pol.weights(torch.float32))
+        outputs = policy_outputs(
+            torch.randn(ROWS, TIME, agent.world.dyn.width, generator=rng), pol.weights(torch.float32)
+        )
         action = sample_action(outputs, pol.keys, torch.rand(ROWS, TIME, 4, generator=rng), 0.0)
         log_prob, entropies = action_log_prob_entropy(outputs, pol.keys, action, 0.0)
     classes = torch.distributions.Categorical(logits=outputs[0][0].unflatten(-1, (2, 3)))

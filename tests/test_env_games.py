@@ -1,6 +1,6 @@
 """Games through EnvPool against what they say of themselves: the console's memory, the board, the rules."""
 
-from itertools import pairwise
+import itertools
 
 import gymnasium
 import numpy as np
@@ -40,7 +40,7 @@ def test_pong_rewards_are_the_points_in_the_consoles_memory(pong: list[Record]) 
     for record in pong:
         points = 0 if record.is_first else points + record.reward
         assert points == score(record)
-        np.testing.assert_array_equal(record.obs["image"], np.moveaxis(record.info["observation"], 0, -1))
+        np.testing.assert_array_equal(record.obs["image"], np.moveaxis(record.info["raw"], 0, -1))
     (game,) = episodes([pong])
     winner = [int(max(record.info["ram"][[CPU_SCORE, PLAYER_SCORE]])) for record in game]
     assert game[-1].is_terminal and winner[-1] == 21 and max(winner[:-1]) == 20
@@ -111,7 +111,7 @@ def test_text_games_follow_gymnasiums_transition_table(id: str) -> None:
     table = gymnasium.make(TABLES.get(id, id.removeprefix("gym:"))).unwrapped.P  # type: ignore[attr-defined]
     records = play(env, 150)
     for row in records:
-        for before, after in pairwise(row):
+        for before, after in itertools.pairwise(row):
             outcomes = table[int(before.obs["vector"])][int(before.action["action"])]
             seen = (int(after.obs["vector"]), after.reward, after.is_terminal)
             assert after.is_first or seen in {(state, reward, bool(over)) for _, state, reward, over in outcomes}
@@ -121,18 +121,20 @@ def test_text_games_follow_gymnasiums_transition_table(id: str) -> None:
 
 
 def test_minigrid_pays_for_the_goal_and_shows_the_symbols() -> None:
-    forward, right = 2, 1
-    path = [forward, forward, right, forward, forward]
+    forward, right, left = 2, 1, 0
+    path = itertools.cycle([forward, forward, right, forward, forward, left])  # what is sent after the goal is ignored
 
     def walk(env: Env, step: Step) -> Arrays:
-        nonlocal at
-        at = 0 if step.is_first.all() else at + 1
-        return {"action": np.full(env.num_envs, path[at] if at < len(path) else 0)}
+        return {"action": np.full(env.num_envs, next(path))}
 
-    at = 0
     id, options = "MiniGrid-Empty-5x5-v0", {"keys": "image,direction"}
     env = make_env(id, num_envs=2, seed=0, options=options)
-    for episode in episodes(play(env, 13, policy=walk)):
+    for episode in episodes(play(env, 13, Twin(id, env, 0, {}), walk)):
+        for record in episode:
+            # Every cell: 11 kinds of object, 6 colours, 3 states.
+            parts = np.split(record.obs["image"].reshape(7, 7, 20), [11, 17], axis=-1)
+            assert all((part.sum(-1) == 1).all() for part in parts)
+            np.testing.assert_array_equal(np.stack([part.argmax(-1) for part in parts], -1), record.info["raw/image"])
         assert len(episode) == 6 and episode[-1].is_terminal
         # 1 - 0.9 of the share of the 100 steps that were used (MiniGrid's definition).
         assert [record.reward for record in episode] == pytest.approx([0, 0, 0, 0, 0, 1 - 0.9 * 5 / 100])

@@ -126,7 +126,7 @@ def test_missing_packages_come_with_the_line_that_installs_them(
 
 
 def test_crafter_seeds_and_tells_death_from_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "crafter", types.SimpleNamespace(Env=OldCrafter))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "crafter", types.SimpleNamespace(Env=OldCrafter))
     env = make_env("fastdreamer.env_crafter:Crafter", num_envs=2, seed=10, options={"length": 4})
     assert env.obs_space["image"].shape == (64, 64, 3) and env.act_space["action"].classes == 17
     rows = []

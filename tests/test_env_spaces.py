@@ -1,6 +1,7 @@
 """What the agent sees of every gymnasium space, and what the environment gets of every action."""
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from fastdreamer.env import EnvError, make_env
 from fastdreamer.spaces import Space
 
-EXPECTED: dict[str, tuple[Space, object]] = {
+EXPECTED: dict[str, tuple[Space, Any]] = {
     "box": (Space("vector", (2, 3)), [[0, 1, 2], [3, 4, 5]]),
     "bytes": (Space("vector", (5,)), [0, 1, 2, 3, 4]),
     "class": (Space("discrete", (), 4), 3),

@@ -67,13 +67,19 @@ def test_sample_has_the_frequencies_of_the_mixed_distribution() -> None:
     assert_close(frequency, mixed(logits, 0.1)[0].float(), rtol=0, atol=1.5 / draws)
 
 
-def test_sample_at_the_ends_of_the_unit_interval() -> None:
-    """0 is the first class that has mass; just below 1 the last one, even where rounding leaves the sum short of 1."""
-    logits = torch.zeros(2, 1, 100)
-    index, _ = unimix_sample(logits, torch.tensor([[0.0], [LAST_UNIFORM]]), 0.01)
-    assert index.flatten().tolist() == [0, 99]
+def test_sample_at_zero_is_the_first_class_with_mass() -> None:
+    assert unimix_sample(torch.zeros(1, 1, 100), torch.zeros(1, 1), 0.01)[0].item() == 0
     certain = torch.tensor([[[-200.0, 200.0, -200.0]]])
     assert [unimix_sample(certain, torch.full((1, 1), u), 0.0)[0].item() for u in (0.0, 0.5)] == [1, 1]
+
+
+def test_sample_just_below_one_is_the_last_class_even_where_rounding_leaves_the_sum_short() -> None:
+    logits = normal(0, 500, 1, 64)
+    logits[..., -1] = 5.0
+    short = torch.softmax(logits, -1).cumsum(-1)[..., -1] <= LAST_UNIFORM
+    assert short.any()
+    index, _ = unimix_sample(logits, torch.full((500, 1), LAST_UNIFORM), 0.0)
+    assert (index == 63).all()
 
 
 def test_sample_on_an_edge_of_the_cdf_belongs_to_the_next_class() -> None:

@@ -15,14 +15,13 @@ from mutations_model import DISTRIBUTIONS, LAYERS, RECURRENT
 
 ROOT = Path(__file__).parents[1]
 GROUPS = (LAYERS, RECURRENT, DISTRIBUTIONS, WORLD_MODEL, ACTOR_CRITIC, ACTING, OPTIMIZER, ENVIRONMENT, RING, CLOCKWORK)
-MUTATIONS = [pytest.param(mutation, id=name) for group in GROUPS for name, mutation in group.items()]
+MUTATIONS = [mutation for group in GROUPS for mutation in group.values()]
+NAMES = [name for group in GROUPS for name in group]
 TESTS_FAILED = 1
 """The exit code of pytest for that; a file that cannot be collected gives another one."""
 LIMIT = 120
 """Seconds for one mutation."""
 WRONG_VALUE = re.compile(r"^tests/\S+:\d+: (AssertionError|Failed)$", re.MULTILINE)
-
-pytestmark = pytest.mark.slow
 
 
 def copy_source(target: Path) -> Path:
@@ -54,26 +53,32 @@ def run_tests(root: Path, *nodes: str) -> tuple[int, str]:
 
 
 @pytest.fixture(scope="session")
-def caught_by(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The tests that are to fail pass without a mistake, and it is the copy that they test."""
+def unmutated_tests_pass(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The tests that are to fail pass without a mistake, and what they import is the copy."""
     root = copy_source(tmp_path_factory.mktemp("unmutated"))
-    code, output = run_python(root, "-c", "import fastdreamer as a, fastdreamer_kernels as b; print(a.__file__, b.__file__)")
+    code, output = run_python(
+        root, "-c", "import fastdreamer as a, fastdreamer_kernels as b; print(a.__file__, b.__file__)"
+    )
     assert code == 0, output
     assert all(Path(file).is_relative_to(root) for file in output.split()), output
-    code, output = run_tests(root, *sorted({param.values[0].test for param in MUTATIONS}))
+    code, output = run_tests(root, *sorted({mutation.test for mutation in MUTATIONS}))
     assert code == 0, output
 
 
-@pytest.mark.usefixtures("caught_by")
-@pytest.mark.parametrize("mutation", MUTATIONS)
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=NAMES)
+def test_mistake_fits_the_source(mutation: Mutation) -> None:
+    """Whoever changes a line that has a mistake planted in it changes the table too."""
+    compile(mutation.mutate(ROOT), mutation.file, "exec")
+    file, _, function = mutation.test.partition("::")
+    assert f"def {function}(" in (ROOT / "tests" / file).read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("unmutated_tests_pass")
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=NAMES)
 def test_mistake_is_caught(mutation: Mutation, tmp_path: Path) -> None:
     root = copy_source(tmp_path)
-    mutation.plant(root)
+    (root / mutation.file).write_text(mutation.mutate(root))
     code, output = run_tests(root, mutation.test)
     assert code == TESTS_FAILED, f"{mutation.test} did not catch it:\n{output}"
     assert mutation.raises or WRONG_VALUE.search(output), f"it raised instead of giving another value:\n{output}"
-
-
-def test_names_of_mistakes_are_different() -> None:
-    names = [name for group in GROUPS for name in group]
-    assert len(names) == len(set(names)) >= 45

@@ -98,6 +98,10 @@ def test_a_plan_is_made_of_64_bits_per_window() -> None:
     words = Noise(8, Stream.PLAN).bits(6).tolist()
     windows = [(words[2 * b] << 32 | words[2 * b + 1]) * 3 >> 64 for b in range(3)]
     assert pairs(ring.plan()) == [(window, 0) for window in windows]
+    # Two draws on either side of a third of 2**64: only their last bits differ.
+    third = 0x55555555
+    ring.noise.bits = lambda _: torch.tensor([third, third, third, third + 1, 0xFFFFFFFF, 0])  # type: ignore[method-assign]
+    assert pairs(ring.plan()) == [(0, 0), (1, 0), (2, 0)]
 
 
 def test_plans_depend_on_seed_and_rank_and_on_nothing_else() -> None:

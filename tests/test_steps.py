@@ -2,15 +2,13 @@
 
 import numpy as np
 import torch
-from tiny_agent import ROWS, make_agent, make_window
+from tiny_agent import ROWS, TIME, make_agent, make_window
 from torch import Tensor
 
 from fastdreamer.agent import Agent
 from fastdreamer.noise import Noise, Stream
 from fastdreamer.optim import LaProp
 from fastdreamer.steps import ActStep, TrainStep
-
-LEARNING = (Stream.OBSERVE, Stream.IMAGINE, Stream.ACTION)
 
 
 def make_train_step() -> tuple[Agent, TrainStep]:
@@ -46,9 +44,10 @@ def test_an_update_leaves_no_gradient_to_the_next_one() -> None:
 
 
 def test_states_are_those_of_the_parameters_before_the_update() -> None:
-    agent, train = make_train_step()
+    _, train = make_train_step()
     window, before = make_window(), make_agent()
-    noise = before.update_noise(*(Noise(5, stream) for stream in LEARNING), *window.batch.reward.shape)
+    observe, imagine, action = (Noise(5, stream) for stream in (Stream.OBSERVE, Stream.IMAGINE, Stream.ACTION))
+    noise = before.update_noise(observe, imagine, action, batch=ROWS, time=TIME)
     states, metrics = train(window)
     expected = before.loss(*window, noise)
     torch.testing.assert_close(states, expected.states, rtol=0, atol=0)
@@ -60,13 +59,14 @@ def test_states_are_those_of_the_parameters_before_the_update() -> None:
 def test_an_action_comes_with_the_state_after_the_observation() -> None:
     agent, batch = make_agent(), make_window().batch
     streams = (Stream.ACT_STATE, Stream.ACT_POLICY)
-    act, noise = ActStep(agent, ROWS, 7, streams), [Noise(7, stream) for stream in streams]
+    act = ActStep(agent, ROWS, 7, streams)
+    observe, policy = (Noise(7, stream) for stream in streams)
     carry = agent.initial(ROWS)
     for t in range(3):
         obs = {key: value[:, t] for key, value in batch.obs.items()}
         is_first = torch.full((ROWS,), t == 0)
         action, world = act({key: value.numpy() for key, value in obs.items()}, is_first.numpy())
-        expected, carry = agent.act(obs, is_first, carry, agent.act_noise(*noise, ROWS))
+        expected, carry = agent.act(obs, is_first, carry, agent.act_noise(observe, policy, rows=ROWS))
         torch.testing.assert_close(world, carry.world, rtol=0, atol=0)
         for key, value in expected.items():
             np.testing.assert_array_equal(action[key], value.numpy())

@@ -51,7 +51,9 @@ def train(config: Config, updates_per_point: int) -> dict[str, list[float]]:
 
 
 def official(run: dict[str, Any]) -> dict[str, list[float]]:
-    parts = [[score for step, score, _ in run["scores"] if (step - 1) // INTERVAL == i] for i in range(STEPS // INTERVAL)]
+    parts: list[list[float]] = [[] for _ in range(STEPS // INTERVAL)]
+    for step, score, _ in run["scores"]:
+        parts[(step - 1) // INTERVAL].append(score)
     return {"scores": [float(np.mean(part)) for part in parts], **{key: [run["metrics"][key][-1]] for key in LOSSES}}
 
 
