@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastdreamer.batch import Batch, State, Window
 from fastdreamer.noise import Noise, Stream
-from fastdreamer.replay_io import ChunkFiles
+from fastdreamer.replay_io import ChunkFiles, chunk_length
 from fastdreamer.replay_storage import Field, allocate, check_memory
 from fastdreamer.spaces import Spaces
 
@@ -52,7 +52,8 @@ class Replay:
                 raise ValueError(f"replay.{name} must be at least 1, got {value}")
         self.num_envs, self.capacity, self.batch_size, self.batch_length = num_envs, capacity, batch_size, batch_length
         # A window and its margin: rows that the write cursor can reach while a planned copy is still under way.
-        self.rows = -(-capacity // num_envs) + batch_length + 2 * (batch_length + 1)
+        needed, chunk = -(-capacity // num_envs) + batch_length + 2 * (batch_length + 1), chunk_length(num_envs)
+        self.rows = -(-needed // chunk) * chunk  # so that no file of the ring wraps around
         record = {f"obs/{key}": Field.of(space) for key, space in obs.items()}
         record |= {f"action/{key}": Field.of(space) for key, space in act.items()}
         record |= {"reward": Field((), torch.float32)}

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -42,13 +41,15 @@ class Chunk(NamedTuple):
 class ChunkFiles:
     """The files of one part of the ring, and which records they hold as they are now.
 
-    kind: how the names begin. ring: key -> (N, rows, ...), where record r lies in row r % rows.
+    kind: how the names begin. ring: key -> (N, rows, ...), where record r lies in row r % rows; the number of rows is a
+    multiple of the chunk length.
     """
 
     def __init__(self, kind: str, ring: Mapping[str, Tensor]) -> None:
         self.kind, self.ring = kind, ring
         self.num_envs, self.rows = next(iter(ring.values())).shape[:2]
         self.length = chunk_length(self.num_envs)
+        assert self.rows % self.length == 0, (self.rows, self.length)
         self._written: dict[int, Chunk] = {}
 
     def changed(self, records: np.ndarray) -> None:
@@ -91,13 +92,15 @@ class ChunkFiles:
     def _numbers(self, first: int, end: int) -> range:
         return range(first // self.length, -(-end // self.length))
 
-    def _rows(self, first: int, end: int) -> Tensor:
-        return torch.arange(first, end) % self.rows
+    def _rows(self, first: int, end: int) -> slice:
+        """Where the records of one file lie: the rows of the ring are whole files, so none wraps around."""
+        start = first % self.rows
+        return slice(start, start + end - first)
 
     def _write(self, folder: Path, first: int, end: int) -> Chunk:
         temporary = folder / f".tmp-{os.getpid()}-{secrets.token_hex(4)}.safetensors"
         rows = self._rows(first, end)
-        save_file({key: ring.index_select(1, rows) for key, ring in self.ring.items()}, temporary)
+        save_file({key: ring[:, rows].contiguous() for key, ring in self.ring.items()}, temporary)
         crc = crc32(temporary)
         chunk = Chunk(f"{self.kind}-{first:010}-{crc:08x}.safetensors", crc, first, end)
         os.rename(temporary, folder / chunk.name)  # so a file of this name is there as a whole or not at all
@@ -114,7 +117,7 @@ class ChunkFiles:
             if value.dtype != ring.dtype or value.shape != expected:
                 got = f"{value.dtype} {tuple(value.shape)}"
                 raise ValueError(f"{path}: {key}: expected {ring.dtype} {expected}, got {got}")
-            ring.index_copy_(1, rows, value[:, begin - chunk.first :])
+            ring[:, rows].copy_(value[:, begin - chunk.first :])
             missing.remove(key)
         if missing:
             raise ValueError(f"{path}: no {min(missing)}")

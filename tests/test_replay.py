@@ -1,6 +1,7 @@
 """The ring does what lists of records do, whatever the sizes; sampling is uniform; misuse gets one line."""
 
 import re
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -9,8 +10,18 @@ from fake_replay import DETER, STOCH, ListReplay, add, assert_equal, drive, flat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastdreamer import replay_io
 from fastdreamer.noise import Noise, Stream
 from fastdreamer.replay import Plan, _below
+
+
+@pytest.fixture(autouse=True)
+def chunks_of_three() -> Iterator[None]:
+    """Rows come in whole chunks: short ones let a small ring wrap around."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replay_io, "CHUNK", 3)
+        yield
+
 
 DTYPES = [torch.float32, torch.bfloat16]
 SIZES = {
@@ -136,7 +147,7 @@ def test_a_window_that_was_overwritten_is_refused_and_its_states_are_dropped() -
     for _ in range(5):
         add(ring, make_record(rng, 1))
     plan = ring.plan()
-    assert ring.rows == 3 + 4 + 10
+    assert ring.rows == 3 + 4 + 10 + 1  # a multiple of three
     while ring.length <= ring.rows:
         ring.gather(plan)
         add(ring, make_record(rng, 1))
@@ -146,7 +157,7 @@ def test_a_window_that_was_overwritten_is_refused_and_its_states_are_dropped() -
         add(ring, make_record(rng, 1))
     before = ring.latents["deter"].clone()
     ring.write_back(plan, torch.full((2, 4, DETER), 9.0), torch.zeros(2, 4, STOCH, dtype=torch.int32))
-    assert torch.equal(ring.latents["deter"][0, :3], before[0, :3])  # records 17, 18 and 19 by now
+    assert torch.equal(ring.latents["deter"][0, :3], before[0, :3])  # records 18, 19 and 20 by now
     assert ring.latents["deter"][0, 3:5].eq(9.0).all()
 
 

@@ -58,7 +58,7 @@ def test_without_linux_all_memory_counts(system: Path, monkeypatch: pytest.Monke
 
 
 def test_a_ring_that_cannot_fit_is_refused_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """5e6 windows of 16 environments and size200m need 312500 + 64 + 2 x 65 rows each."""
+    """5e6 windows of 16 environments and size200m need 312500 + 64 + 2 x 65 rows each, in files of 1024."""
     monkeypatch.setattr(replay_storage, "available_memory", lambda: 100 * GB)
     monkeypatch.setattr("fastdreamer.replay.allocate", lambda *_: pytest.fail("memory was taken"))
     spaces = {"image": Space("image", (64, 64, 3))}, {"action": Space("discrete", (), 18)}
@@ -72,11 +72,11 @@ def test_a_ring_that_cannot_fit_is_refused_before_it_is_made(monkeypatch: pytest
                 seed=0, dtype=dtype,
             )  # fmt: skip
         record = 64 * 64 * 3 + 4 + 4 + 3 + 8192 * need // 8 + 32
-        assert f"need {16 * (312_500 + 64 + 2 * 65) * record / 1e9:.1f} GB" in str(error.value)
+        assert f"need {16 * 306 * 1024 * record / 1e9:.1f} GB" in str(error.value)
 
 
 def test_a_ring_that_just_fits_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = 2 * (25 + 4 + 2 * 5)
+    rows = 2 * 1024  # the 25 + 4 + 2 x 5 that are needed, in whole files
     need = rows * (6 + 12 + 4 + 8 + 8 + 4 + 3 + 16 + 3)
     monkeypatch.setattr(replay_storage, "available_memory", lambda: need)
     make_ring()
