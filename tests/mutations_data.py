@@ -9,7 +9,7 @@ NOISE, SCHEDULE, REPLAY, STEP, ACTION, EPISODES, STEPS, LOOP = (
 
 STREAM = "test_env.py::test_stream_follows_two_episodes"
 MASK = "test_env.py::test_mask_action_zeroes_rows_without_an_action"
-BOUNDS = "test_env_spaces.py::test_actions_never_leave_float32_bounds"
+BOUNDS = "test_env_action.py::test_rounding_does_not_leave_float64_bounds"
 KINDS = "test_env_spaces.py::test_every_action_kind"
 RANGE = "test_replay.py::test_the_newest_windows_of_all_environments_can_be_sampled"
 ONLINE = "test_replay.py::test_online_windows_come_first_in_order_and_once"
