@@ -1,5 +1,6 @@
 """Act two: learn to act in dreams. Actor, critic, lambda-returns; every loss of behavior. Source: SPEC 1.5 to 1.7."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -81,7 +82,7 @@ class Behavior(nn.Module):
         for (key, space), entropy in zip(self.pol.spaces.items(), entropies, strict=True):
             metrics[f"ent/{key}"] = entropy[:, :-1].detach().mean()
             if space.classes:
-                metrics[f"rand/{key}"] = metrics[f"ent/{key}"] / (space.elements * torch.tensor(space.classes).log())
+                metrics[f"rand/{key}"] = metrics[f"ent/{key}"] / (space.elements * math.log(space.classes))
         return losses, returns, metrics
 
     def actor_critic_losses(

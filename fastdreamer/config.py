@@ -234,6 +234,12 @@ class Config:
                 f"run.steps must be at least {self.first_update}, the agent step of the first update with"
                 f" {self.env.num_envs} envs, got {self.run.steps}: nothing would be learned"
             )
+        after_first = -(-self.run.steps // self.env.num_envs) * self.env.num_envs - self.first_update
+        if self.optim.warmup and after_first * self.run.train_ratio < need:
+            raise ValueError(
+                f"run.train_ratio must make at least 2 updates, got {self.run.train_ratio} with run.steps"
+                f" {self.run.steps}: the first has learning rate 0, nothing would be learned"
+            )
         if self.run.seed > LARGEST_SEED - 2 * self.env.num_envs:
             # the evaluation's environments count on from those of the training
             raise ValueError(f"run.seed must be at most {LARGEST_SEED - 2 * self.env.num_envs}, got {self.run.seed}")

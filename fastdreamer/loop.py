@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import signal
 import time
 from dataclasses import replace
@@ -166,6 +167,14 @@ class Stop:
             signal.signal(each, signal.SIG_DFL)
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a run folder. Raises ValueError where it cannot, or where another run did since this one began."""
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise ValueError(f"run.dir {folder} cannot be made: {error.strerror}") from error
+
+
 def run(config: Config, resume: bool, started: float) -> int:
     """Trains, evaluates and writes the run folder; the exit code. `started`: perf_counter when the process began.
 
@@ -179,7 +188,8 @@ def run(config: Config, resume: bool, started: float) -> int:
     resumed = checkpoint.latest(folder) if resume else None
     training = Training(config, resumed)
     try:
-        (folder / "replay").mkdir(parents=True, exist_ok=True)
+        if not resume:
+            make_folder(folder)
         config = replace(config, run=replace(config.run, dir=str(folder)))
         (folder / "config.json").write_text(json.dumps(config.to_json(), indent=2) + "\n")
         logger.info("run folder %s", folder)
@@ -226,10 +236,14 @@ def read_mark(training: Training) -> tuple[float, int, int]:
 
 
 def write_log(training: Training, writer: JsonlWriter, since: tuple[float, int, int]) -> tuple[float, int, int]:
-    """Writes what happened since a mark to the console and metrics.jsonl, and returns the next mark."""
+    """Writes what happened since a mark to the console and metrics.jsonl, and returns the next mark.
+
+    Raises ValueError where the loss was not finite: no parameter is either, from then on.
+    """
     with range_("log"):
         now = read_mark(training)
         seconds, steps, updates = (late - early for late, early in zip(now, since, strict=True))
+        metrics = training.metrics.flush()
         record = {
             "step": training.env_steps,
             "frame": training.env_steps * training.config.env.action_repeat,
@@ -239,11 +253,15 @@ def write_log(training: Training, writer: JsonlWriter, since: tuple[float, int, 
             "steps_per_second": steps / seconds if seconds else None,
             "updates_per_second": updates / seconds if seconds else None,
             "return_last20": training.progress.mean_score(),
-            **training.metrics.flush(),
+            **metrics,
         }
         writer.write(record)
         logger.info("%s", console_line(record))
-        return now
+    if not math.isfinite(metrics.get("opt/loss", 0.0)):
+        raise ValueError(
+            f"the loss is {metrics['opt/loss']} by update {now[2]}: training has diverged; try a smaller optim.lr"
+        )
+    return now
 
 
 def write_evaluation(training: Training, writer: JsonlWriter) -> float | None:

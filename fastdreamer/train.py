@@ -20,7 +20,19 @@ def main(argv: list[str]) -> int:
     try:
         return run(job.config, job.resume, started)
     except ValueError as error:
+        if not is_ours(error):
+            raise
         cli.fail(str(error))
+
+
+def is_ours(error: ValueError) -> bool:
+    """Whether our code raised it, for a user to read. Any other is a defect, also of an environment: show where."""
+    traceback = error.__traceback__
+    assert traceback is not None, "it was raised"
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    raised_in = traceback.tb_frame.f_globals["__name__"]
+    return any(module.startswith("fastdreamer") for module in (type(error).__module__, raised_in))
 
 
 if __name__ == "__main__":

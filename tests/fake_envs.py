@@ -131,6 +131,8 @@ class Bad(gymnasium.Env[Any, Any]):
                     observation["class"] = 3
                 case "reward nan":
                     reward = float("nan")
+                case "raises":
+                    raise ValueError("of the environment")
                 case "reward none":
                     reward = None
                 case "old":
@@ -194,6 +196,28 @@ class View(gymnasium.Env[Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self.observation_space.seed(0)
         return self.observation_space.sample(), {}
+
+
+class Sampled(gymnasium.Env[Any, Any]):
+    """Random values of some keys of SHAPES, in episodes of five steps that are cut and terminal in turn.
+
+    `obs`: comma-separated; `act`: one of ACTIONS.
+    """
+
+    def __init__(self, obs: str, act: str) -> None:
+        self.observation_space = spaces.Dict({name: SHAPES[name][0] for name in obs.split(",")})
+        self.action_space = ACTIONS[act]
+        self._steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if seed is not None:
+            self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self._steps += 1
+        ends = [self._steps % 10 == at for at in (0, 5)]
+        return self.observation_space.sample(), float(self._steps % 3), *ends, {}  # type: ignore[return-value]
 
 
 class OldCrafter:

@@ -83,6 +83,8 @@ MISTAKES = {
     "--run.steps 0": "run.steps must be at least 1 agent step, got 0",
     "--run.steps 1535": "run.steps must be at least 1536, the agent step of the first update with 8 envs,"
     " got 1535: nothing would be learned",
+    "--run.train_ratio 0.01": "run.train_ratio must make at least 2 updates, got 0.01 with run.steps 30000:"
+    " the first has learning rate 0, nothing would be learned",
     "--run.train_ratio 0": "run.train_ratio must be more than 0 replayed steps, got 0.0",
     "--run.device gpu": "run.device must be one of auto, cpu, cuda, got 'gpu'",
     "--run.threads 1025": "run.threads must be in 0..1024, got 1025",

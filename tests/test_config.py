@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fastdreamer.config import WIDTHS, Config, Dims, EnvConfig, ModelConfig, ReplayConfig, RunConfig, Size
+from fastdreamer.config import WIDTHS, Config, Dims, EnvConfig, ModelConfig, OptimConfig, ReplayConfig, RunConfig, Size
 from fastdreamer.presets import PRESETS
 
 SIZES: dict[Size, tuple[int, int, int, int]] = {  # deter, hidden = units, classes, depth. Source: SPEC 3.1
@@ -115,9 +115,19 @@ def test_capacity_is_never_more_than_the_steps() -> None:
 def test_the_first_update_waits_for_enough_windows(num_envs: int, size: int, length: int, step: int) -> None:
     replay = ReplayConfig(batch_size=size, batch_length=length)
     env = EnvConfig(id="CartPole-v1", num_envs=num_envs)
-    assert Config(preset="", env=env, replay=replay, run=RunConfig(steps=step)).first_update == step
+    optim = OptimConfig(warmup=0)
+    assert Config(preset="", env=env, replay=replay, optim=optim, run=RunConfig(steps=step)).first_update == step
     with pytest.raises(ValueError, match=f"^run.steps must be at least {step}, "):
         Config(preset="", env=env, replay=replay, run=RunConfig(steps=step - 1))
+
+
+def test_a_run_of_one_update_learns_nothing() -> None:
+    """32 replayed steps per agent step are one update per 32 agent steps; the learning rate of the first is 0."""
+    env = EnvConfig(id="CartPole-v1")
+    Config(preset="", env=env, run=RunConfig(steps=2048 + 32))
+    for run in (RunConfig(steps=2048 + 16), RunConfig(steps=10**6, train_ratio=0.001)):
+        with pytest.raises(ValueError, match=r"^run\.train_ratio must make at least 2 updates, got "):
+            Config(preset="", env=env, run=run)
 
 
 def test_frames_per_step() -> None:

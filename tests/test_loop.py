@@ -1,6 +1,7 @@
 """Whole runs of a tiny agent: the run folder, the schedule, stopping and going on."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,8 +15,8 @@ from torch import Tensor
 
 from fastdreamer import checkpoint
 from fastdreamer.config import Config, EnvConfig, LossConfig, ModelConfig, OptimConfig, ReplayConfig, RunConfig
-from fastdreamer.loop import Training, run
-from fastdreamer.metrics import read_jsonl
+from fastdreamer.loop import Training, make_folder, read_mark, run, write_log
+from fastdreamer.metrics import JsonlWriter, read_jsonl
 from fastdreamer.train import main
 
 STEPS, ENVIRONMENTS = 400, 4
@@ -192,6 +193,31 @@ def test_what_a_user_got_wrong_is_one_line(
     assert caught.value.code == 2
     error = capsys.readouterr().err
     assert message.format(tmp=tmp_path) in error and error.count("\n") == 1
+
+
+def test_an_error_of_the_environment_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    arguments = ["--env.id=fake_envs:Bad", "--env.options.how=raises", f"--run.dir={tmp_path / 'run'}"]
+    with pytest.raises(ValueError, match=r"^of the environment$"):
+        main([*SHORT, *arguments])
+
+
+def test_a_run_that_diverged_ends(tmp_path: Path) -> None:
+    training = Training(tiny_config(tmp_path), None)
+    training.metrics.add({"opt/loss": torch.tensor(math.nan)})
+    with JsonlWriter(tmp_path / "metrics.jsonl") as writer, pytest.raises(ValueError, match=r"^the loss is nan by upd"):
+        write_log(training, writer, read_mark(training))
+    training.env.close()
+    assert read_jsonl(tmp_path / "metrics.jsonl")[-1]["opt/loss"] is None
+
+
+def test_two_runs_cannot_make_one_folder(tmp_path: Path) -> None:
+    """Runs without a name that start in the same second."""
+    make_folder(tmp_path / "runs" / "tiny")
+    (tmp_path / "file").touch()
+    for taken, reason in {"runs/tiny": "File exists", "file/tiny": "Not a directory"}.items():
+        with pytest.raises(ValueError, match=rf"^run\.dir .*/{taken} cannot be made: {reason}$"):
+            make_folder(tmp_path / taken)
 
 
 def test_a_run_folder_without_a_checkpoint_cannot_be_resumed(
