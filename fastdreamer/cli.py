@@ -146,6 +146,9 @@ def _read(text: str, hint: Any) -> object:
                 number = kind(text)
                 if isfinite(number) or str not in kinds:  # an option called nan is a word
                     return number
+    with suppress(ValueError):
+        if int in kinds and float(text).is_integer():  # 1e6
+            return int(float(text))
     return text
 
 

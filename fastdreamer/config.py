@@ -51,13 +51,6 @@ class EnvConfig:
     def __post_init__(self) -> None:
         _check(bool(self.id), "env.id", "the name of an environment", self.id)
         _check(1 <= self.num_envs <= 4096, "env.num_envs", "in 1..4096", self.num_envs)
-        skip = self.options.get("frame_skip", 1)
-        _check(type(skip) is int and skip >= 1, "env.options.frame_skip", "an integer of at least 1", skip)
-
-    @property
-    def action_repeat(self) -> int:
-        """Frames per step: how often the environment itself repeats an action."""
-        return int(self.options.get("frame_skip", 1))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,6 +48,11 @@ class Env:
         return self._observation.spaces
 
     @property
+    def action_repeat(self) -> int:
+        """Frames per step."""
+        return self._backend.action_repeat
+
+    @property
     def act_space(self) -> Spaces:
         return self._action.spaces
 

@@ -98,6 +98,8 @@ class EnvPoolBackend:
             raise EnvError(f"it has {players} players; only environments with one are supported")
         self._pool: Any = pool
         self._symbols, self._atari = family == "envpool.minigrid", family == "envpool.atari"
+        # Elsewhere frame_skip counts the physics' own steps.
+        self.action_repeat = int(pool.config["frame_skip"]) if self._atari else 1
         leaves = dict(self._tree.leaves)
         if self._symbols:
             height, width, _ = pool.observation_space["image"].shape

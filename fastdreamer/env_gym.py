@@ -37,6 +37,7 @@ class GymBackend:
         self.observation_spaces: dict[str, AnySpace] = dict(space.spaces)
         self.action_space: AnySpace = self._vector.single_action_space
         self._num_envs = num_envs
+        self.action_repeat = 1  # a wrapper that repeats is part of the environment
         self._action: object = None
         try:
             self._reset: Arrays | None = self._vector.reset(seed=seed)[0]

@@ -56,12 +56,14 @@ class Raw(NamedTuple):
 class Backend(Protocol):
     """N environments of one kind in step with each other, reset by the step after a last record (NEXT_STEP).
 
-    `observation_spaces` holds leaf spaces by flat key; `action_space` is the environment's own. The first `receive`
+    `observation_spaces` holds leaf spaces by flat key; `action_space` is the environment's own;
+    `action_repeat` is how many frames one step makes. The first `receive`
     returns the reset observations, every later one answers the `send` before it. `Env` guarantees this order.
     """
 
     observation_spaces: dict[str, AnySpace]
     action_space: AnySpace
+    action_repeat: int
 
     def receive(self) -> Raw: ...
 

@@ -1,5 +1,7 @@
 """Scores of a policy in environments of its own."""
 
+from collections.abc import Callable
+
 from fastdreamer.agent import Agent
 from fastdreamer.config import Config
 from fastdreamer.env import make_env
@@ -8,11 +10,12 @@ from fastdreamer.noise import Stream
 from fastdreamer.steps import ActStep
 
 
-def evaluate(agent: Agent, config: Config) -> list[float]:
+def evaluate(agent: Agent, config: Config, stopped: Callable[[], bool]) -> list[float]:
     """The returns of `config.run.eval_episodes` episodes of the sampling policy, as in training (SPEC 1.10).
 
     Every environment plays a number of episodes that was fixed beforehand: to take those that end first would favour
     short ones. The environments have seeds that training does not use, and noise of its own, the same at every call.
+    Returns early, with fewer, once `stopped`.
     """
     episodes, seed = config.run.eval_episodes, config.run.seed
     if not episodes:
@@ -23,14 +26,15 @@ def evaluate(agent: Agent, config: Config) -> list[float]:
     act = ActStep(agent, rows, seed, (Stream.EVAL_STATE, Stream.EVAL_POLICY))
     tracker, scores = EpisodeTracker(rows), []
     try:
-        while True:
+        while not stopped():
             step = env.recv()
             for episode in tracker.add(step.reward, step.is_first, step.is_last):
                 if quota[episode.env]:
                     quota[episode.env] -= 1
                     scores.append(episode.score)
             if not any(quota):
-                return scores
+                break
             env.send(act(step.obs, step.is_first)[0])
+        return scores
     finally:
         env.close()

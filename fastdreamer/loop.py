@@ -1,13 +1,8 @@
 """The loop: env -> act -> env; every record -> ring -> train -> metrics; fresh states back into the ring."""
 
-import json
 import logging
-import math
-import signal
 import time
-from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor
@@ -17,14 +12,13 @@ from fastdreamer.agent import Agent, official_name
 from fastdreamer.config import Config
 from fastdreamer.env import Step, make_env, mask_action
 from fastdreamer.episodes import EpisodeTracker
-from fastdreamer.evaluate import evaluate
-from fastdreamer.metrics import JsonlWriter, Metrics, console_line
+from fastdreamer.metrics import Metrics
 from fastdreamer.noise import Noise, Stream
 from fastdreamer.optim import LaProp
 from fastdreamer.profiling import range_
 from fastdreamer.progress import Progress
 from fastdreamer.replay import Replay
-from fastdreamer.schedule import Every, TrainRatio
+from fastdreamer.schedule import TrainRatio
 from fastdreamer.steps import ActStep, TrainStep
 from fastdreamer_kernels import report
 
@@ -151,148 +145,3 @@ def choose_device(config: Config) -> tuple[torch.device, torch.dtype]:
     cuda = present and named != "cpu"
     half = cuda if config.model.precision == "auto" else config.model.precision == "bfloat16"
     return torch.device("cuda" if cuda else "cpu"), torch.bfloat16 if half else torch.float32
-
-
-class Stop:
-    """Set by the first Ctrl-C or SIGTERM: the run saves and ends. The second one ends it at once."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._receive)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_DFL)
-
-
-def make_folder(folder: Path) -> None:
-    """Makes a run folder. Raises ValueError where it cannot, or where another run did since this one began."""
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise ValueError(f"run.dir {folder} cannot be made: {error.strerror}") from error
-
-
-def run(config: Config, resume: bool, started: float) -> int:
-    """Trains, evaluates and writes the run folder; the exit code. `started`: perf_counter when the process began.
-
-    Raises ValueError, one line, for what cannot be made or resumed.
-    """
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
-    folder = Path(config.run.dir or f"runs/{config.preset}-{time.strftime('%Y%m%d-%H%M%S')}")
-    if not resume and folder.exists():
-        raise ValueError(f"run.dir {folder} exists already; go on with --resume {folder}, or choose another")
-    resumed = checkpoint.latest(folder) if resume else None
-    training = Training(config, resumed)
-    try:
-        if not resume:
-            make_folder(folder)
-        config = replace(config, run=replace(config.run, dir=str(folder)))
-        (folder / "config.json").write_text(json.dumps(config.to_json(), indent=2) + "\n")
-        logger.info("run folder %s", folder)
-        resume_step = training.env_steps if resume else None
-        with JsonlWriter(folder / "metrics.jsonl", resume_step) as writer:
-            stop = Stop()
-            train(training, folder, writer, stop, started)
-            if stop.signal is not None:
-                logger.info("saved; go on with: python -m fastdreamer.train --resume %s", folder)
-                return 128 + stop.signal
-            finish(training, folder, writer)
-            return 0
-    finally:
-        training.env.close()
-
-
-def train(training: Training, folder: Path, writer: JsonlWriter, stop: Stop, started: float) -> None:
-    """Trains until run.steps or a signal, with its logs, evaluations and checkpoints, and saves."""
-    config, progress = training.config.run, training.progress
-    log, save = (Every(interval, progress.train_seconds) for interval in (config.log_every, config.save_every))
-    evaluation = Every(config.eval_every, training.env_steps)
-    mark = read_mark(training)
-    while training.env_steps < config.steps and stop.signal is None:
-        for score in training.advance():
-            writer.write({"step": training.env_steps, "episode/return": score})
-        if progress.updates and progress.first_update_seconds is None:
-            progress.first_update_seconds = time.perf_counter() - started
-            logger.info(
-                "first update at step %d, %.1f s after the start", training.env_steps, progress.first_update_seconds
-            )
-        if log.due(progress.train_seconds):
-            mark = write_log(training, writer, mark)
-        if evaluation.due(training.env_steps):
-            write_evaluation(training, writer)
-        if save.due(progress.train_seconds):
-            training.save(folder)
-    write_log(training, writer, mark)
-    training.save(folder)
-
-
-def read_mark(training: Training) -> tuple[float, int, int]:
-    """Seconds, steps and updates so far: rates are differences of two marks."""
-    return training.progress.train_seconds, training.env_steps, training.progress.updates
-
-
-def write_log(training: Training, writer: JsonlWriter, since: tuple[float, int, int]) -> tuple[float, int, int]:
-    """Writes what happened since a mark to the console and metrics.jsonl, and returns the next mark.
-
-    Raises ValueError where the loss was not finite: no parameter is either, from then on.
-    """
-    with range_("log"):
-        now = read_mark(training)
-        seconds, steps, updates = (late - early for late, early in zip(now, since, strict=True))
-        metrics = training.metrics.flush()
-        record = {
-            "step": training.env_steps,
-            "frame": training.env_steps * training.config.env.action_repeat,
-            "update": training.progress.updates,
-            "episodes": training.progress.episodes,
-            "elapsed": training.progress.train_seconds,
-            "steps_per_second": steps / seconds if seconds else None,
-            "updates_per_second": updates / seconds if seconds else None,
-            "return_last20": training.progress.mean_score(),
-            **metrics,
-        }
-        writer.write(record)
-        logger.info("%s", console_line(record))
-    if not math.isfinite(metrics.get("opt/loss", 0.0)):
-        raise ValueError(
-            f"the loss is {metrics['opt/loss']} by update {now[2]}: training has diverged; try a smaller optim.lr"
-        )
-    return now
-
-
-def write_evaluation(training: Training, writer: JsonlWriter) -> float | None:
-    """Plays the evaluation episodes; their mean return, None where none are asked for."""
-    scores = evaluate(training.agent, training.config)
-    if not scores:
-        return None
-    mean = sum(scores) / len(scores)
-    writer.write({"step": training.env_steps, "eval/return": mean, "eval/returns": scores})
-    logger.info("evaluation: mean return %.1f of %d episodes", mean, len(scores))
-    return mean
-
-
-def finish(training: Training, folder: Path, writer: JsonlWriter) -> None:
-    """The last evaluation, and summary.json."""
-    config, progress = training.config, training.progress
-    assert progress.updates, "the config has promised a first update"
-    summary = {
-        "preset": config.preset,
-        "seed": config.run.seed,
-        "env_steps": training.env_steps,
-        "updates": progress.updates,
-        "episodes": progress.episodes,
-        "train_seconds": progress.train_seconds,
-        "first_update_seconds": progress.first_update_seconds,
-        "steps_per_second": training.env_steps / progress.train_seconds,
-        "ms_per_update": 1000 * progress.update_seconds / progress.updates,
-        "return_last20": progress.mean_score(),
-        "solved_seconds": progress.solved_seconds,
-        "eval_return": write_evaluation(training, writer),
-    }
-    text = json.dumps(summary, indent=2)
-    (folder / "summary.json").write_text(text + "\n")
-    logger.info("%s\n%s", folder / "summary.json", text)

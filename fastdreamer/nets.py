@@ -146,11 +146,6 @@ def symlog(x: Tensor) -> Tensor:
     return torch.sign(x) * torch.log1p(torch.abs(x))
 
 
-def symexp(x: Tensor) -> Tensor:
-    """The inverse of symlog."""
-    return torch.sign(x) * torch.expm1(torch.abs(x))
-
-
 def onehot(index: Tensor, classes: int) -> Tensor:
     """(...) -> (..., classes) float32; an index of -1 (absent) gives zeros."""
     return (index.unsqueeze(-1) == torch.arange(classes, device=index.device)).float()

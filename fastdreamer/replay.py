@@ -156,11 +156,6 @@ class Replay:
         flags = out["is_first"], out["is_last"], out["is_terminal"]
         return Window(Batch(_under(out, "obs/"), out["reward"], *flags), start, _under(out, "action/"))
 
-    def sample(self) -> tuple[Plan, Window]:
-        """Plans and gathers one batch."""
-        plan = self.plan()
-        return plan, self.gather(plan)
-
     def write_back(self, plan: Plan, deter: Tensor, stoch: Tensor) -> None:
         """Replaces the states of the trained records by fresh ones: deter (B, T, D), stoch (B, T, S) class indices.
 

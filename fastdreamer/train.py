@@ -15,7 +15,7 @@ def main(argv: list[str]) -> int:
 
     job = cli.parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    from fastdreamer.loop import run
+    from fastdreamer.run import run
 
     try:
         return run(job.config, job.resume, started)

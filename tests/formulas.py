@@ -154,3 +154,8 @@ def act(policy: Policy, keys: tuple[ActionKey, ...], feat: Tensor, noise: Tensor
         else:
             parts.append(torch.tanh(outs[0]) + (0.9 * torch.sigmoid(outs[1] + 2) + 0.1) * part)
     return torch.cat(parts, -1)
+
+
+def symexp(x: Tensor) -> Tensor:
+    """The inverse of symlog."""
+    return torch.sign(x) * torch.expm1(torch.abs(x))

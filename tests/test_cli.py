@@ -41,8 +41,6 @@ MISTAKES = {
     "--env.id=": "env.id must be the name of an environment, got ''",
     "--env.num_envs 0": "env.num_envs must be in 1..4096, got 0",
     "--env.num_envs many": "env.num_envs must be an integer, got 'many'",
-    "--env.options.frame_skip 0": "env.options.frame_skip must be an integer of at least 1, got 0",
-    "--env.options.frame_skip four": "env.options.frame_skip must be an integer of at least 1, got 'four'",
     # model
     "--model.size 1m": f"model.size must be one of {SIZES}, got '1m'",
     "--model.deter 0": "model.deter must be in 1..65536, got 0",

@@ -128,7 +128,3 @@ def test_a_run_of_one_update_learns_nothing() -> None:
     for run in (RunConfig(steps=2048 + 16), RunConfig(steps=10**6, train_ratio=0.001)):
         with pytest.raises(ValueError, match=r"^run\.train_ratio must make at least 2 updates, got "):
             Config(preset="", env=env, run=run)
-
-
-def test_frames_per_step() -> None:
-    assert [PRESETS[name].env.action_repeat for name in ("cartpole", "atari", "atari100k")] == [1, 4, 4]

@@ -19,7 +19,7 @@ FLOORS = (
     "world_model behavior",
     "agent",
     "steps",
-    "evaluate loop train",
+    "evaluate loop run train",
 )
 MODELS = ("nets", "dists", "heads", "rssm", "world_model", "behavior", "agent")
 UNPICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

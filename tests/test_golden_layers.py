@@ -2,10 +2,11 @@
 
 import pytest
 import torch.nn.functional as F
+from formulas import symexp
 from golden_arrays import FORWARD, Golden
 from golden_modules import fill, official_names
 
-from fastdreamer.nets import MLP, BlockLinear, Conv, Linear, symexp, symlog, upsample
+from fastdreamer.nets import MLP, BlockLinear, Conv, Linear, symlog, upsample
 from fastdreamer_kernels.functional import rms_norm
 
 

@@ -138,7 +138,8 @@ def test_served_windows(golden: Golden) -> None:
     """The first record only gives the first previous action; abandoned episodes end."""
     drive = Drive(golden)
     samples = golden.read_json(TRACE, "online_samples")
-    plan, (batch, start, prev_action) = drive.replay.sample()
+    plan = drive.replay.plan()
+    batch, start, prev_action = drive.replay.gather(plan)
     record = torch.from_numpy(plan.start[:, None] + np.arange(drive.length))
     golden.compare(f"{TRACE}: t", record, column(samples, "t"), EXACT)
     golden.compare(f"{TRACE}: worker", torch.from_numpy(plan.env), column(samples, "worker"), EXACT)

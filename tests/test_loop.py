@@ -15,8 +15,11 @@ from torch import Tensor
 
 from fastdreamer import checkpoint
 from fastdreamer.config import Config, EnvConfig, LossConfig, ModelConfig, OptimConfig, ReplayConfig, RunConfig
-from fastdreamer.loop import Training, make_folder, read_mark, run, write_log
+from fastdreamer.env import EnvError
+from fastdreamer.evaluate import evaluate
+from fastdreamer.loop import Training
 from fastdreamer.metrics import JsonlWriter, read_jsonl
+from fastdreamer.run import Run, Stop, make_folder, run
 from fastdreamer.train import main
 
 STEPS, ENVIRONMENTS = 400, 4
@@ -80,7 +83,6 @@ def test_a_run_leaves_what_the_readme_promises(tmp_path: Path) -> None:
     )
     (last,) = [record for record in records if "opt/loss" in record]
     assert last["update"] == summary["updates"] and last["loss/rec/vector"] > 0
-    assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == [f"step-{STEPS:09}"]
 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(tmp_path: Path) -> None:
@@ -114,6 +116,41 @@ def test_a_resumed_run_learns_on_bit_for_bit(tmp_path: Path) -> None:
     assert second.env.recv().is_first.all()  # environments begin anew
     for training in (first, second):
         training.env.close()
+
+
+def test_an_environment_that_fails_costs_nothing_that_was_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Training.advance
+
+    def fail_at_200(training: Training) -> list[float]:
+        if training.env_steps == 200:
+            raise EnvError("env 0: reward is not finite (got nan)")
+        return original(training)
+
+    monkeypatch.setattr(Training, "advance", fail_at_200)
+    config = tiny_config(tmp_path / "run")
+    with pytest.raises(EnvError):
+        run(config, resume=False, started=0.0)
+    assert checkpoint.latest(tmp_path / "run").value("env_steps", int) == 200
+    monkeypatch.undo()
+    assert run(config, resume=True, started=0.0) == 0
+
+
+def test_a_run_can_be_resumed_from_its_first_update_on_and_not_beyond_its_end(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "run")
+    run(config, resume=False, started=0.0)
+    saved = [path.name for path in sorted((tmp_path / "run" / "checkpoints").iterdir())]
+    assert saved == [f"step-{config.first_update:09}", f"step-{STEPS:09}"]
+    with pytest.raises(ValueError, match=rf"^run\.steps must be more than the {STEPS} that .* has made$"):
+        run(config, resume=True, started=0.0)
+
+
+def test_an_evaluation_ends_when_the_run_is_stopped(tmp_path: Path) -> None:
+    training = Training(tiny_config(tmp_path), None)
+    calls = iter([False] * 5 + [True])
+    assert evaluate(training.agent, training.config, lambda: next(calls)) == []
+    training.env.close()
 
 
 def test_a_longer_run_goes_on_where_it_ended(tmp_path: Path) -> None:
@@ -206,7 +243,7 @@ def test_a_run_that_diverged_ends(tmp_path: Path) -> None:
     training = Training(tiny_config(tmp_path), None)
     training.metrics.add({"opt/loss": torch.tensor(math.nan)})
     with JsonlWriter(tmp_path / "metrics.jsonl") as writer, pytest.raises(ValueError, match=r"^the loss is nan by upd"):
-        write_log(training, writer, read_mark(training))
+        Run(training, tmp_path, writer, Stop(), 0.0).log()
     training.env.close()
     assert read_jsonl(tmp_path / "metrics.jsonl")[-1]["opt/loss"] is None
 

@@ -195,7 +195,7 @@ def test_gather_fills_the_same_buffers_again() -> None:
     ring, rng = make_ring(), np.random.default_rng(0)
     for _ in range(30):
         add(ring, make_record(rng, 2))
-    first, second = (ring.sample()[1] for _ in range(2))
+    first, second = (ring.gather(ring.plan()) for _ in range(2))
     assert first.batch.obs["image"].data_ptr() == second.batch.obs["image"].data_ptr()
     assert first.start.stoch.data_ptr() == second.start.stoch.data_ptr()
 

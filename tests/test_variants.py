@@ -76,7 +76,7 @@ def test_a_variant_trains_evaluates_and_goes_on(
     assert metrics["opt/loss"] == pytest.approx(
         sum(training.agent.scale(name) * metrics[f"loss/{name}"] for name in expected), rel=1e-4
     )
-    assert len(evaluate(training.agent, config)) == config.run.eval_episodes
+    assert len(evaluate(training.agent, config, lambda: False)) == config.run.eval_episodes
     training.save(tmp_path)
     second = Training(config, checkpoint.latest(tmp_path))
     for each in (training, second):

@@ -1,0 +1,182 @@
+"""A run: its folder, logs, evaluations, checkpoints and summary, around the loop."""
+
+import json
+import logging
+import math
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from fastdreamer import checkpoint
+from fastdreamer.config import Config
+from fastdreamer.env import EnvError
+from fastdreamer.evaluate import evaluate
+from fastdreamer.loop import Training
+from fastdreamer.metrics import JsonlWriter, console_line
+from fastdreamer.profiling import range_
+from fastdreamer.schedule import Every
+
+logger = logging.getLogger(__name__)
+
+
+class Stop:
+    """Set by the first Ctrl-C or SIGTERM: the run saves and ends. The second one ends it at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._receive)
+
+    def requested(self) -> bool:
+        """Whether one came."""
+        return self.signal is not None
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+
+
+def run(config: Config, resume: bool, started: float) -> int:
+    """Trains, evaluates and writes the run folder; the exit code. `started`: perf_counter when the process began.
+
+    Raises ValueError, one line, for what cannot be made or resumed.
+    """
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    folder = Path(config.run.dir or f"runs/{config.preset}-{time.strftime('%Y%m%d-%H%M%S')}")
+    if not resume and folder.exists():
+        raise ValueError(f"run.dir {folder} exists already; go on with --resume {folder}, or choose another")
+    resumed = checkpoint.latest(folder) if resume else None
+    if resumed is not None and resumed.value("env_steps", int) >= config.run.steps:
+        raise ValueError(f"run.steps must be more than the {resumed.value('env_steps', int)} that {folder} has made")
+    training = Training(config, resumed)
+    try:
+        if not resume:
+            make_folder(folder)
+        config = replace(config, run=replace(config.run, dir=str(folder)))
+        (folder / "config.json").write_text(json.dumps(config.to_json(), indent=2) + "\n")
+        logger.info("run folder %s", folder)
+        with JsonlWriter(folder / "metrics.jsonl", training.env_steps if resume else None) as writer:
+            stop = Stop()
+            job = Run(training, folder, writer, stop, started)
+            job.train()
+            if not stop.requested():
+                job.finish()
+        if stop.signal is None:
+            return 0
+        logger.info("saved; go on with: python -m fastdreamer.train --resume %s", folder)
+        return 128 + stop.signal
+    finally:
+        training.env.close()
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a run folder. Raises ValueError where it cannot, or where another run did since this one began."""
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise ValueError(f"run.dir {folder} cannot be made: {error.strerror}") from error
+
+
+class Run:
+    """A training and the folder that it writes."""
+
+    def __init__(self, training: Training, folder: Path, writer: JsonlWriter, stop: Stop, started: float) -> None:
+        self.training, self.folder, self.writer, self.stop, self.started = training, folder, writer, stop, started
+        self.mark = self._read_mark()
+
+    def train(self) -> None:
+        """Trains until run.steps or a signal, with its logs, evaluations and checkpoints, and saves."""
+        training, config, progress = self.training, self.training.config.run, self.training.progress
+        log, save = (Every(interval, progress.train_seconds) for interval in (config.log_every, config.save_every))
+        evaluation = Every(config.eval_every, training.env_steps)
+        while training.env_steps < config.steps and not self.stop.requested():
+            try:
+                scores = training.advance()
+            except EnvError:
+                training.save(self.folder)  # the environment's failure must not cost what was learned
+                raise
+            for score in scores:
+                self.writer.write({"step": training.env_steps, "episode/return": score})
+            if progress.updates and progress.first_update_seconds is None:
+                self._note_first_update()
+            if log.due(progress.train_seconds):
+                self.log()
+            if evaluation.due(training.env_steps) and training.env_steps < config.steps:
+                self.evaluate()
+            if save.due(progress.train_seconds):
+                training.save(self.folder)
+        self.log()
+        training.save(self.folder)
+
+    def _note_first_update(self) -> None:
+        seconds = time.perf_counter() - self.started
+        self.training.progress.first_update_seconds = seconds
+        logger.info("first update at step %d, %.1f s after the start", self.training.env_steps, seconds)
+        self.training.save(self.folder)  # from here on the run can be resumed
+
+    def _read_mark(self) -> tuple[float, int, int]:
+        return self.training.progress.train_seconds, self.training.env_steps, self.training.progress.updates
+
+    def log(self) -> None:
+        """Writes what happened since the last log to the console and metrics.jsonl.
+
+        Raises ValueError where the loss was not finite: no parameter is either, from then on.
+        """
+        with range_("log"):
+            now = self._read_mark()
+            seconds, steps, updates = (late - early for late, early in zip(now, self.mark, strict=True))
+            metrics = self.training.metrics.flush()
+            record = {
+                "step": now[1],
+                "frame": now[1] * self.training.env.action_repeat,
+                "update": now[2],
+                "episodes": self.training.progress.episodes,
+                "elapsed": now[0],
+                "steps_per_second": steps / seconds if seconds else None,
+                "updates_per_second": updates / seconds if seconds else None,
+                "return_last20": self.training.progress.mean_score(),
+                **metrics,
+            }
+            self.writer.write(record)
+            logger.info("%s", console_line(record))
+            self.mark = now
+        loss = metrics.get("opt/loss", 0.0)
+        if not math.isfinite(loss):
+            raise ValueError(f"the loss is {loss} by update {now[2]}: training has diverged; try a smaller optim.lr")
+
+    def evaluate(self) -> float | None:
+        """Plays the evaluation episodes; their mean return, None where none are asked for or a signal came first."""
+        scores = evaluate(self.training.agent, self.training.config, self.stop.requested)
+        if self.stop.requested() or not scores:
+            return None
+        mean = sum(scores) / len(scores)
+        self.writer.write({"step": self.training.env_steps, "eval/return": mean, "eval/returns": scores})
+        logger.info("evaluation: mean return %.1f of %d episodes", mean, len(scores))
+        return mean
+
+    def finish(self) -> None:
+        """The last evaluation, and summary.json."""
+        config, progress, env_steps = self.training.config, self.training.progress, self.training.env_steps
+        summary = {
+            "preset": config.preset,
+            "seed": config.run.seed,
+            "env_steps": env_steps,
+            "updates": progress.updates,
+            "episodes": progress.episodes,
+            "train_seconds": progress.train_seconds,
+            "first_update_seconds": progress.first_update_seconds,
+            "steps_per_second": env_steps / progress.train_seconds,
+            "ms_per_update": 1000 * progress.update_seconds / progress.updates,
+            "return_last20": progress.mean_score(),
+            "solved_seconds": progress.solved_seconds,
+            "eval_return": self.evaluate(),
+        }
+        text = json.dumps(summary, indent=2)
+        (self.folder / "summary.json").write_text(text + "\n")
+        logger.info("%s\n%s", self.folder / "summary.json", text)
