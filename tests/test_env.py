@@ -207,3 +207,20 @@ def test_render_shows_the_asked_environment() -> None:
 def test_imports_neither_torch_nor_envpool() -> None:
     code = "import sys, fastdreamer.env; print([name for name in ('torch', 'envpool') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "id, options, frames",
+    [
+        ("Pong-v5", {}, 4),
+        ("Pong-v5", {"frame_skip": 2}, 2),
+        ("CartPole-v1", {}, 1),
+        ("CartpoleBalance-v1", {"frame_skip": 2}, 1),  # of the physics
+        ("gym:CartPole-v1", {}, 1),
+    ],
+)
+def test_frames_per_step(id: str, options: dict[str, int], frames: int) -> None:
+    size = {"img_height": 64, "img_width": 64} if id == "Pong-v5" else {}
+    env = make_env(id, num_envs=1, seed=0, options={**options, **size})
+    assert env.action_repeat == frames
+    env.close()
