@@ -137,7 +137,9 @@ def test_presets_by_name(name: str) -> None:
 
 def test_flags_change_the_preset() -> None:
     line = "--env.id gym:X-v0 catch --model.size=size12m --model.deter 256 --loss.retnorm False --run.train-ratio 8"
-    config = parse(f"{line} --optim.lr 1e-3 --run.seed 3 --run.seed 4 --run.dir=--odd --run.solved none".split()).config
+    config = parse(
+        f"{line} --optim.lr 1e-3 --run.seed 3 --run.seed 4 --run.dir=--odd --run.solved none --run.steps 1e5".split()
+    ).config
     catch = PRESETS["catch"]
     assert config == dataclasses.replace(
         catch,
@@ -145,7 +147,7 @@ def test_flags_change_the_preset() -> None:
         model=dataclasses.replace(catch.model, size="size12m", deter=256),
         loss=dataclasses.replace(catch.loss, retnorm=False),
         optim=dataclasses.replace(catch.optim, lr=1e-3),
-        run=dataclasses.replace(catch.run, train_ratio=8.0, seed=4, dir="--odd", solved=None),
+        run=dataclasses.replace(catch.run, train_ratio=8.0, steps=100_000, seed=4, dir="--odd", solved=None),
     )
 
 
