@@ -30,7 +30,10 @@ LAYERS = {
     "norm eps 1e-5": Mutation(FUNCTIONAL, "NORM_EPS = 1e-4", "NORM_EPS = 1e-5", NORM),
     "norm eps 1e-3": Mutation(FUNCTIONAL, "NORM_EPS = 1e-4", "NORM_EPS = 1e-3", NORM),
     "norm subtracts the mean": Mutation(
-        FUNCTIONAL, "wide = x.float()", "wide = x.float() - x.float().mean(-1, keepdim=True)", NORM
+        FUNCTIONAL,
+        "F.rms_norm(x.float(), scale.shape, scale,",
+        "F.layer_norm(x.float(), scale.shape, scale, None,",
+        NORM,
     ),
     "act before norm": Mutation(FUNCTIONAL, "F.silu(rms_norm(x, scale))", "rms_norm(F.silu(x), scale)", LAYER),
     "relu": Mutation(FUNCTIONAL, "F.silu(", "F.relu(", LAYER),

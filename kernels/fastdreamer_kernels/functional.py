@@ -41,8 +41,7 @@ def block_linear(x: Tensor, kernel: Tensor) -> Tensor:
 
 def rms_norm(x: Tensor, scale: Tensor) -> Tensor:
     """x / sqrt(mean(x^2) + 1e-4) * scale over the last axis, in float32, returned in the dtype of x."""
-    wide = x.float()
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + NORM_EPS) * scale).to(x.dtype)
+    return F.rms_norm(x.float(), scale.shape, scale, NORM_EPS).to(x.dtype)
 
 
 def norm_act(x: Tensor, scale: Tensor) -> Tensor:
