@@ -188,7 +188,7 @@ class RunConfig:
     eval_every: int = 0
     """Agent steps between two evaluations; 0 evaluates only at the end."""
     solved: float | None = None
-    """Mean return over the last 20 training episodes at which summary.json notes the time."""
+    """Mean return of the last 20 training episodes at which the run is done before run.steps; none goes on."""
 
     def __post_init__(self) -> None:
         _check(0 <= self.seed <= LARGEST_SEED, "run.seed", f"in 0..{LARGEST_SEED}", self.seed)

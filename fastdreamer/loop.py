@@ -63,6 +63,12 @@ class Training:
         """Agent steps so far over all environments, resets included."""
         return self.replay.length * self.config.env.num_envs
 
+    @property
+    def done(self) -> bool:
+        """Whether the run has made its steps or is solved."""
+        solved = self.config.run.solved is not None and self.progress.solved_seconds is not None
+        return solved or self.env_steps >= self.config.run.steps
+
     def advance(self) -> list[float]:
         """One step of every environment and the updates that it makes due. Returns the scores of ended episodes."""
         begun = time.perf_counter()
@@ -98,7 +104,8 @@ class Training:
             scores.append(episode.score)
             self.metrics.add({"episode/return": episode.score, "episode/length": episode.length})
             self.progress.add_score(episode.score)
-            if solved is not None and self.progress.solved_seconds is None and self.progress.reaches(solved):
+            learned = self.progress.updates and self.progress.solved_seconds is None
+            if solved is not None and learned and self.progress.reaches(solved):
                 self.progress.solved_seconds = self.progress.train_seconds
         return scores
 

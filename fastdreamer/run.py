@@ -52,10 +52,10 @@ def run(config: Config, resume: bool, started: float) -> int:
     if not resume and folder.exists():
         raise ValueError(f"run.dir {folder} exists already; go on with --resume {folder}, or choose another")
     resumed = checkpoint.latest(folder) if resume else None
-    if resumed is not None and resumed.value("env_steps", int) >= config.run.steps:
-        raise ValueError(f"run.steps must be more than the {resumed.value('env_steps', int)} that {folder} has made")
     training = Training(config, resumed)
     try:
+        if training.done:
+            raise ValueError(f"{folder} is done; to go on, raise run.steps or set run.solved none")
         if not resume:
             make_folder(folder)
         config = replace(config, run=replace(config.run, dir=str(folder)))
@@ -91,11 +91,11 @@ class Run:
         self.mark = self._read_mark()
 
     def train(self) -> None:
-        """Trains until run.steps or a signal, with its logs, evaluations and checkpoints, and saves."""
+        """Trains until the run is done or a signal comes, with its logs, evaluations and checkpoints, and saves."""
         training, config, progress = self.training, self.training.config.run, self.training.progress
         log, save = (Every(interval, progress.train_seconds) for interval in (config.log_every, config.save_every))
         evaluation = Every(config.eval_every, training.env_steps)
-        while training.env_steps < config.steps and not self.stop.requested():
+        while not training.done and not self.stop.requested():
             try:
                 scores = training.advance()
             except EnvError:
@@ -107,7 +107,7 @@ class Run:
                 self._note_first_update()
             if log.due(progress.train_seconds):
                 self.log()
-            if evaluation.due(training.env_steps) and training.env_steps < config.steps:
+            if evaluation.due(training.env_steps) and not training.done:
                 self.evaluate()
             if save.due(progress.train_seconds):
                 training.save(self.folder)

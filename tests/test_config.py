@@ -99,7 +99,7 @@ def test_only_an_object_is_a_config(data: object) -> None:
 
 def test_capacity_is_never_more_than_the_steps() -> None:
     preset = PRESETS["cartpole"]
-    assert (preset.replay.capacity, preset.capacity) == (5_000_000, 30_000)
+    assert (preset.replay.capacity, preset.capacity) == (5_000_000, preset.run.steps)
     small = dataclasses.replace(preset, replay=ReplayConfig(capacity=2000))
     assert small.capacity == 2000
 

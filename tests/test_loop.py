@@ -42,7 +42,7 @@ def tiny_config(folder: Path, steps: int = STEPS, seed: int = 0) -> Config:
         optim=OptimConfig(lr=1e-3, warmup=2),
         replay=ReplayConfig(batch_size=4, batch_length=8),
         run=RunConfig(
-            dir=str(folder), steps=steps, seed=seed, train_ratio=8, device="cpu", eval_episodes=3, solved=5, log_every=0
+            dir=str(folder), steps=steps, seed=seed, train_ratio=8, device="cpu", eval_episodes=3, log_every=0
         ),
     )
 
@@ -73,7 +73,7 @@ def test_a_run_leaves_what_the_readme_promises(tmp_path: Path) -> None:
     scores = [record["episode/return"] for record in records if "episode/return" in record and "update" not in record]
     assert summary["episodes"] == len(scores) > 20
     assert summary["return_last20"] == pytest.approx(sum(scores[-20:]) / 20)
-    assert 0 < summary["solved_seconds"] < summary["train_seconds"]
+    assert summary["solved_seconds"] is None
     evaluations = [record for record in records if "eval/return" in record]
     assert len(evaluations) == 1 and len(evaluations[0]["eval/returns"]) == 3
     assert (
@@ -83,6 +83,21 @@ def test_a_run_leaves_what_the_readme_promises(tmp_path: Path) -> None:
     )
     (last,) = [record for record in records if "opt/loss" in record]
     assert last["update"] == summary["updates"] and last["loss/rec/vector"] > 0
+
+
+def test_a_run_is_done_when_it_is_solved_and_can_go_on(tmp_path: Path) -> None:
+    """20 episodes of at most 12 steps have ended by then, and there was an update."""
+    config = tiny_config(tmp_path / "run")
+    config = replace(config, run=replace(config.run, solved=5.0))
+    run(config, resume=False, started=0.0)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["episodes"] >= 20 and summary["return_last20"] >= 5 and summary["updates"] > 0
+    assert config.first_update <= summary["env_steps"] < STEPS
+    assert 0 < summary["solved_seconds"] <= summary["train_seconds"]
+    with pytest.raises(ValueError, match=r"is done; to go on, raise run\.steps or set run\.solved none$"):
+        run(config, resume=True, started=0.0)
+    run(replace(config, run=replace(config.run, solved=None)), resume=True, started=0.0)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["env_steps"] == STEPS
 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(tmp_path: Path) -> None:
@@ -142,7 +157,7 @@ def test_a_run_can_be_resumed_from_its_first_update_on_and_not_beyond_its_end(tm
     run(config, resume=False, started=0.0)
     saved = [path.name for path in sorted((tmp_path / "run" / "checkpoints").iterdir())]
     assert saved == [f"step-{config.first_update:09}", f"step-{STEPS:09}"]
-    with pytest.raises(ValueError, match=rf"^run\.steps must be more than the {STEPS} that .* has made$"):
+    with pytest.raises(ValueError, match=r"is done; to go on, raise run\.steps or set run\.solved none$"):
         run(config, resume=True, started=0.0)
 
 
