@@ -53,7 +53,7 @@ def train(config: Config, updates_per_point: int) -> dict[str, list[float]]:
 def official(run: dict[str, Any]) -> dict[str, list[float]]:
     parts: list[list[float]] = [[] for _ in range(STEPS // INTERVAL)]
     for step, score, _ in run["scores"]:
-        parts[(step - 1) // INTERVAL].append(score)
+        parts[min((step - 1) // INTERVAL, len(parts) - 1)].append(score)  # a few end after step 8,000
     return {"scores": [float(np.mean(part)) for part in parts], **{key: [run["metrics"][key][-1]] for key in LOSSES}}
 
 
