@@ -16,6 +16,7 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
+from fastdreamer.config import LARGEST_SEED
 from fastdreamer.env_action import ActionCodec
 from fastdreamer.env_envpool import EnvPoolBackend
 from fastdreamer.env_gym import GymBackend
@@ -24,8 +25,6 @@ from fastdreamer.env_step import Arrays, Backend, EnvError, Options, Step, Strea
 from fastdreamer.spaces import Spaces
 
 __all__ = ["Env", "EnvError", "Step", "make_env", "mask_action"]
-
-LARGEST_SEED = 2**31 - 1  # EnvPool takes int32
 
 
 class Env:

@@ -41,7 +41,9 @@ class Training:
         self.agent = Agent(*spaces, config.model, config.loss, dtype)
         self.agent.initialize(Noise(run.seed, Stream.INIT))
         self.agent.to(device)
-        self.optimizer = LaProp(self.agent.official_parameters(), **vars(config.optim))
+        self.optimizer = LaProp(
+            self.agent.official_parameters(), config.optim.lr, config.optim.warmup, config.optim.agc
+        )
         self.replay = Replay(
             *spaces, deter=dims.deter, stoch=dims.stoch, num_envs=config.env.num_envs, capacity=config.capacity,
             batch_size=config.replay.batch_size, batch_length=config.replay.batch_length, seed=run.seed, dtype=dtype,

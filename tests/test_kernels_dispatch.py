@@ -99,3 +99,9 @@ def test_backend_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTDREAMER_KERNELS", "fast")
     index, _ = unimix_sample(zeros(1, 2, 3), zeros(1, 2), 0.01, backend="reference")
     assert index.tolist() == [[0, 0]]
+
+
+def test_an_empty_name_in_the_environment_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTDREAMER_KERNELS", "")
+    index, _ = unimix_sample(zeros(1, 2, 3), zeros(1, 2), 0.01)
+    assert index.tolist() == [[0, 0]]

@@ -26,7 +26,7 @@ def define(op: str, reference: Callable[P, R]) -> None:
 
 def choose(op: str, backend: str | None = None) -> str:
     """The backend that `op` runs on. Raises ValueError for a backend that does not exist or that the op lacks."""
-    named = backend or os.environ.get("FASTDREAMER_KERNELS")
+    named = backend or os.environ.get("FASTDREAMER_KERNELS") or None
     present = _table[op]
     if named is None:
         return next(name for name in BACKENDS if name in present)
