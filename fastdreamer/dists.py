@@ -50,7 +50,8 @@ def twohot_loss(logits: Tensor, *targets: Tensor) -> Tensor:
 
 def normal_loss(mean: Tensor, *targets: Tensor) -> Tensor:
     """-log N(target; mean, 1), summed over targets: (..., 1), (...) -> (...)."""
-    return sum(0.5 * ((mean[..., 0].float() - target.detach()).square() + LOG_TWO_PI) for target in targets)  # type: ignore[return-value]  # never empty
+    errors = torch.stack([mean[..., 0].float() - target.detach() for target in targets])
+    return 0.5 * (errors.square() + LOG_TWO_PI).sum(0)
 
 
 def binary_loss(logit: Tensor, target: Tensor) -> Tensor:
