@@ -33,8 +33,8 @@ CARTPOLE = Config(
     preset="cartpole",
     env=EnvConfig(id="CartPole-v1"),
     model=ModelConfig(size="size1m"),
-    # Values grew by 0.03 to 0.06 per update in every run, so a nearer limit is closer. With 50, one run of three stayed at
-    # a return of 120; with 333, one of three at 250.
+    # Values grew by 0.03 to 0.06 per update where it was watched, so a nearer limit is closer. With 50, one run of
+    # three stayed at a return of 120; with 333, one of three at 250.
     loss=LossConfig(discount_horizon=150),
     # Thousands of updates instead of hundreds of thousands.
     optim=OptimConfig(lr=3e-4, warmup=100),
