@@ -1,45 +1,124 @@
 """The one place that picks a backend.
 
-Every op names its implementations here once, at import. A call runs the backend that it names, else the one that
-`FASTDREAMER_KERNELS` names, else the fastest that is present (the order of `BACKENDS`). Nothing looks at
-`tensor.device`.
+    reference   plain PyTorch, everywhere: the specification of the op
+    native      C++ on the CPU, float32, where the library was built
+    triton      Triton on CUDA; on the CPU too under TRITON_INTERPRET=1, for tests
+
+A call runs the backend that it names, else the one that `FASTDREAMER_KERNELS` names, else the fastest that the op has
+for its device and dtype. Kernels are registered with `torch.library`, one namespace per backend, as pure functions of
+tensors with a fake and, where the op is differentiable, a hand-written backward; so they compile and can be captured.
 """
 
 import os
-from collections.abc import Callable
-from typing import Literal, ParamSpec, TypeVar
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, Literal, NamedTuple
 
-Backend = Literal["reference"]
-BACKENDS: tuple[Backend, ...] = ("reference",)
+import torch
 
-P = ParamSpec("P")
-R = TypeVar("R")
+from fastdreamer_kernels import _native
 
-_table: dict[str, dict[str, Callable[..., object]]] = {}
+Backend = Literal["reference", "native", "triton"]
+KERNELS: dict[Backend, str] = {"native": "native", "triton": "cuda"}
+"""Backend -> the module in an op's folder that holds its functions."""
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
-
-def define(op: str, reference: Callable[P, R]) -> None:
-    """Names the implementations of one op; `reference` is its specification in plain PyTorch."""
-    assert op not in _table, op
-    _table[op] = {"reference": reference}
+_libraries = {backend: torch.library.Library(f"fastdreamer_{backend}", "DEF") for backend in KERNELS}
+_backends: dict[str, tuple[Backend, ...]] = {}
 
 
-def choose(op: str, backend: str | None = None) -> str:
-    """The backend that `op` runs on. Raises ValueError for a backend that does not exist or that the op lacks."""
-    named = backend or os.environ.get("FASTDREAMER_KERNELS") or None
-    present = _table[op]
-    if named is None:
-        return next(name for name in BACKENDS if name in present)
-    if named not in present:
-        raise ValueError(f"kernels: backend of {op} must be one of {', '.join(present)}, got {named!r}")
+class Gradient(NamedTuple):
+    """How an op is differentiated: what to keep of inputs and output, and the gradients of the inputs.
+
+    backward(ctx, *grads) calls the op's own backward kernel, on the backend that `ctx.backend` names.
+    """
+
+    setup: Callable[..., None]
+    backward: Callable[..., Any]
+
+
+def define(op: str, *backends: Backend) -> None:
+    """Names the backends of an op beside its reference, the fastest first."""
+    assert op not in _backends, op
+    _backends[op] = (*backends, "reference")
+
+
+def register(
+    folder: str, schema: str, fake: Callable[..., Any], gradient: Gradient | None = None,
+    backends: Sequence[Backend] = ("native", "triton"),
+) -> None:  # fmt: skip
+    """Registers a kernel, `name(arguments) -> results` in torch's schema language, for each of `backends`.
+
+    The function of that name in `folder`'s module of the backend implements it; the module is imported at its first
+    call, so that Triton is needed only where it runs.
+    """
+    name = schema.partition("(")[0]
+    for backend in backends:
+        library = _libraries[backend]
+        library.define(schema)
+        run = lazily(folder, backend, name)
+        for device in ("CPU",) if backend == "native" else ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
+            library.impl(name, run, device)
+        torch.library.register_fake(f"fastdreamer_{backend}::{name}", fake, lib=library)
+        if gradient is not None:
+            torch.library.register_autograd(
+                f"fastdreamer_{backend}::{name}", gradient.backward,
+                setup_context=_naming(gradient.setup, backend), lib=library,
+            )  # fmt: skip
+
+
+def lazily(folder: str, backend: Backend, name: str) -> Callable[..., Any]:
+    """The function `name` in the backend's module of an op's folder, imported at its first call."""
+    module = f"fastdreamer_kernels.{folder}.{KERNELS[backend]}"
+    return lambda *args: getattr(import_module(module), name)(*args)
+
+
+def _naming(setup: Callable[..., None], backend: Backend) -> Callable[..., None]:
+    def named(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.backend = backend
+        setup(ctx, inputs, output)
+
     return named
 
 
-def implementation(op: str, like: Callable[P, R], backend: str | None = None) -> Callable[P, R]:
-    """The function to call for `op`; it has the signature of its reference `like`."""
-    return _table[op][choose(op, backend)]  # type: ignore[return-value]  # the table holds every signature
+def kernel(name: str, backend: str) -> Callable[..., Any]:
+    """A registered kernel of a backend."""
+    return getattr(getattr(torch.ops, f"fastdreamer_{backend}"), name).default
 
 
-def report() -> str:
-    """One line for the start-up log: which backend each op runs on."""
-    return "kernels: " + ", ".join(f"{op} {choose(op)}" for op in _table)
+def choose(op: str, like: torch.Tensor, backend: str | None = None) -> str:
+    """The backend that `op` runs on for a tensor like this. Raises ValueError for one that cannot run there."""
+    return _choose(op, like.device.type, like.dtype, backend)
+
+
+def _choose(op: str, device: str, dtype: torch.dtype, backend: str | None = None) -> str:
+    able = [each for each in _backends[op] if _can_run(each, device, dtype)]
+    named = backend or os.environ.get("FASTDREAMER_KERNELS") or None
+    if named is None:
+        return next(each for each in able if each != "triton" or device == "cuda")
+    if named not in able:
+        where = f"{op} on {device} in {str(dtype).removeprefix('torch.')}"
+        raise ValueError(f"kernels: backend of {where} must be one of {', '.join(able)}, got {named!r}")
+    return named
+
+
+def _can_run(backend: Backend, device: str, dtype: torch.dtype) -> bool:
+    match backend:
+        case "native":
+            return device == "cpu" and dtype == torch.float32 and _native.library is not None
+        case "triton":
+            return device == "cuda" or (device == "cpu" and INTERPRETED)
+        case "reference":
+            return True
+
+
+def report(device: torch.device, dtype: torch.dtype) -> str:
+    """One line for the start-up log: which backend each op runs on for tensors of this device and dtype."""
+    chosen: dict[str, list[str]] = {}
+    for op in _backends:
+        chosen.setdefault(_choose(op, device.type, dtype), []).append(op)
+    parts = [f"{backend} ({_native.isa})" if backend == "native" else backend for backend in chosen]
+    if len(parts) > 1:
+        parts = [f"{part} for {', '.join(ops)}" for part, ops in zip(parts, chosen.values(), strict=True)]
+    missing = "" if device.type != "cpu" or _native.library is not None else "; the native library was not built"
+    return f"kernels: {'; '.join(parts)}{missing}"

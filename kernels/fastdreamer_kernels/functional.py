@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 NORM_EPS = 1e-4
 
@@ -25,6 +26,11 @@ class Projection(NamedTuple):
 
     kernel: Tensor
     bias: Tensor
+
+
+def flatten(weights: tuple[object, ...]) -> list[Tensor]:
+    """The tensors of nested named tuples in the order of their fields: what a kernel takes."""
+    return [weight.contiguous() for weight in pytree.tree_leaves(weights)]
 
 
 def linear(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastdreamer_kernels.functional import Layer, Projection, layer, linear
-from fastdreamer_kernels.unimix_sample import reference as unimix_sample
+from fastdreamer_kernels.unimix_sample.reference import draw
 
 MIN_STD, MAX_STD = 0.1, 1.0
 
@@ -57,7 +57,7 @@ def sample_action(
         for key, outs, part in zip(keys, outputs, noise.split([key.elements for key in keys], -1), strict=True):
             if key.classes:
                 logits = outs[0].unflatten(-1, (key.elements, key.classes))
-                parts.append(unimix_sample.unimix_sample(logits.float(), part, unimix)[1].flatten(-2))
+                parts.append(draw(logits.float(), part, unimix)[1].flatten(-2))
             else:
                 mean, std = bounded_normal(*outs)
                 parts.append(mean + std * part)

@@ -3,16 +3,21 @@
 No gradient flows: the actor learns by REINFORCE and every imagined feature is a constant of the losses.
 """
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from fastdreamer_kernels import _dispatch
+from fastdreamer_kernels.functional import flatten
 from fastdreamer_kernels.imagine_sequence import reference
 from fastdreamer_kernels.policy import ActionKey, Policy
 from fastdreamer_kernels.rssm_core import Core, Head
 
-_dispatch.define("imagine_sequence", reference=reference.imagine_sequence)
+_dispatch.define("imagine_sequence", "native", "triton")
 
 
+@torch.no_grad()
 def imagine_sequence(
     core: Core, prior: Head, policy: Policy, keys: tuple[ActionKey, ...], deter: Tensor, stoch: Tensor,
     uniform: Tensor, action_noise: Tensor, unimix: float, actor_unimix: float, backend: str | None = None,
@@ -28,5 +33,31 @@ def imagine_sequence(
     expected = ((rows,), (rows, uniform.shape[2]), (rows, horizon + 1, sum(key.elements for key in keys)))
     if got != expected:
         raise ValueError(f"imagine_sequence: deter, stoch, action_noise must be {expected}, got {got}")
-    run = _dispatch.implementation("imagine_sequence", reference.imagine_sequence, backend)
-    return run(core, prior, policy, keys, deter, stoch, uniform, action_noise, unimix, actor_unimix)
+    chosen = _dispatch.choose("imagine_sequence", deter, backend)
+    if chosen == "reference":
+        return reference.imagine_sequence(
+            core, prior, policy, keys, deter, stoch, uniform, action_noise, unimix, actor_unimix
+        )
+    inputs = [x.contiguous() for x in (deter, stoch, uniform, action_noise)]
+    return _dispatch.kernel("imagine_sequence", chosen)(
+        flatten(core), flatten(prior), flatten(policy), len(policy.trunk), [n for key in keys for n in key], *inputs,
+        unimix, actor_unimix,
+    )  # fmt: skip
+
+
+def _fake(
+    core: list[Tensor], prior: list[Tensor], policy: list[Tensor], trunk: int, keys: list[int], deter: Tensor,
+    stoch: Tensor, uniform: Tensor, *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    rows, steps = uniform.shape[0], uniform.shape[1] + 1
+    action = deter.new_empty(rows, steps, core[6].shape[0], dtype=torch.float32)
+    return deter.new_empty(rows, steps, deter.shape[1]), stoch.new_empty(rows, steps, stoch.shape[1]), action
+
+
+_dispatch.register(
+    "imagine_sequence",
+    "imagine_sequence(Tensor[] core, Tensor[] prior, Tensor[] policy, int trunk, int[] keys, Tensor deter,"
+    " Tensor stoch, Tensor uniform, Tensor action_noise, float unimix, float actor_unimix)"
+    " -> (Tensor, Tensor, Tensor)",
+    _fake,
+)

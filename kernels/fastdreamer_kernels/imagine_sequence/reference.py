@@ -7,7 +7,7 @@ from torch import Tensor
 from fastdreamer_kernels import rssm_core
 from fastdreamer_kernels.policy import ActionKey, Policy, policy_outputs, sample_action
 from fastdreamer_kernels.rssm_core import Core, Head
-from fastdreamer_kernels.unimix_sample import reference as unimix_sample
+from fastdreamer_kernels.unimix_sample.reference import draw
 
 
 @torch.no_grad()
@@ -26,7 +26,7 @@ def imagine_sequence(
             embedded = rssm_core.embed_action(actions[-1].to(deter.dtype), core.action)
             deter = rssm_core.step(core, own, shared, deter, onehot, embedded)
             logits = rssm_core.head(deter, prior).unflatten(-1, (groups, -1))
-            stoch, sample = unimix_sample.unimix_sample(logits, uniform[:, h], unimix)
+            stoch, sample = draw(logits, uniform[:, h], unimix)
             onehot = sample.flatten(1)
             states.append((deter, stoch))
     deters, stochs = (torch.stack(column, 1) for column in zip(*states, strict=True))

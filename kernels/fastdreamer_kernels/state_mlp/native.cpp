@@ -1,0 +1,117 @@
+// Layers and an output on states, forward and backward, in chunks of rows that stay in cache.
+#include "layers.h"
+
+namespace {
+
+constexpr int64_t kChunk = 8 * kMaxRows;
+
+struct Shape {
+  int64_t rows, deter, groups, classes, layers;
+  const int64_t* widths;  // features, each layer, output
+  int64_t hidden() const {
+    int64_t total = 0;
+    for (int64_t i = 0; i < layers; ++i) total += widths[i + 1];
+    return total;
+  }
+  int64_t widest() const {
+    int64_t wide = 0;
+    for (int64_t i = 0; i <= layers; ++i) wide = max_of(wide, widths[i + 1]);
+    return wide;
+  }
+};
+
+}  // namespace
+
+// sizes: N, D, S, K, layers. saved: the layers before their norms, one (N, width) after the other; may be null.
+FD_OP(state_mlp)
+(const int64_t* sizes, const int64_t* widths, const float* const* weights, const float* deter, const int32_t* stoch,
+ float* out, float* saved) {
+  const Shape n{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], widths};
+  const Head w =
+      packed_weights(0, [&](Packer& packer) { return pack_head(packer, weights, widths, n.layers, n.deter); });
+  const float* latent = weights[0] + n.deter * widths[1];  // the one-hot's rows of the first kernel
+  fd::parallel((n.rows + kChunk - 1) / kChunk, [&](int64_t task) {
+    int64_t first = task * kChunk, rows = min_of(kChunk, n.rows - first), wide = n.widest();
+    Rows pre{fd::scratch(2, kChunk * wide), wide}, act{fd::scratch(3, kChunk * wide), wide};
+    float* kept = saved;
+    for (int64_t i = 0; i < n.layers; ++i) {
+      int64_t width = widths[i + 1];
+      Rows x = saved == nullptr ? pre : Rows{kept + first * width, width};
+      if (i == 0) {
+        linear(rows, w.layers[0], {deter + first * n.deter, n.deter}, x);
+        gather_rows(rows, width, n.groups, n.classes, stoch + first * n.groups, n.groups, nullptr, 0, latent, nullptr, x);
+      } else {
+        linear(rows, w.layers[i], constant(act), x);
+      }
+      norm_act(rows, width, constant(x), w.layers[i].scale, act);
+      kept += n.rows * width;
+    }
+    linear(rows, w.output, constant(act), {out + first * w.output.columns, w.output.columns});
+  });
+}
+
+FD_OP(state_mlp_backward)
+(const int64_t* sizes, const int64_t* widths, const float* gradient, const float* const* weights, const float* deter,
+ const int32_t* stoch, const float* saved, float* const* weight_gradients) {
+  const Shape n{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], widths};
+  const int64_t chunks = (n.rows + kChunk - 1) / kChunk, outputs = widths[n.layers + 1];
+  struct All {
+    const float* transposed[Head::kMaxLayers + 1];
+  } w = packed_weights(0, [&](Packer& packer) {
+    All a{};
+    for (int64_t i = 1; i <= n.layers; ++i)
+      a.transposed[i] = packer.transposed(weights[3 * i], widths[i + 1], widths[i], widths[i + 1]);
+    return a;
+  });
+  float* d_pre = fd::scratch(1, n.rows * n.hidden());
+  float* acts = fd::scratch(2, n.rows * n.hidden());
+  float* scales = fd::scratch(3, chunks * n.hidden());
+  fd::parallel(chunks, [&](int64_t task) {
+    int64_t first = task * kChunk, rows = min_of(kChunk, n.rows - first), wide = n.widest();
+    Rows d_act{fd::scratch(4, kChunk * wide), wide}, by_row{fd::scratch(5, kChunk * wide), wide};
+    ConstRows upstream{gradient + first * outputs, outputs};
+    int64_t offset = n.hidden();
+    for (int64_t i = n.layers - 1; i >= 0; --i) {
+      int64_t width = widths[i + 1];
+      offset -= width;
+      ConstRows pre{saved + n.rows * offset + first * width, width};
+      Rows out{d_pre + n.rows * offset + first * width, width};
+      matmul(rows, width, widths[i + 2], upstream.data, upstream.ld, 1, w.transposed[i + 1], d_act.data, d_act.ld,
+             nullptr);
+      norm_act(rows, width, pre, weights[3 * i + 2], {acts + n.rows * offset + first * width, width});
+      norm_act_backward(rows, width, constant(d_act), pre, weights[3 * i + 2], out, by_row, false);
+      column_sums(rows, width, by_row.data, by_row.ld, scales + chunks * offset + task * width);
+      upstream = constant(out);
+    }
+  });
+  int64_t offset = 0;
+  for (int64_t i = 0; i < n.layers; ++i) {
+    int64_t width = widths[i + 1];
+    const float* d = d_pre + n.rows * offset;
+    const float* input = i == 0 ? deter : acts + n.rows * (offset - widths[i]);
+    int64_t inner = i == 0 ? n.deter : widths[i];
+    weight_gradient(n.rows, inner, width, input, inner, d, width, weight_gradients[3 * i], width, 6);
+    column_sums(n.rows, width, d, width, weight_gradients[3 * i + 1]);
+    column_sums(chunks, width, scales + chunks * offset, width, weight_gradients[3 * i + 2]);
+    offset += width;
+  }
+  int64_t last = widths[n.layers];
+  weight_gradient(n.rows, last, outputs, acts + n.rows * (offset - last), last, gradient, outputs,
+                  weight_gradients[3 * n.layers], outputs, 6);
+  column_sums(n.rows, outputs, gradient, outputs, weight_gradients[3 * n.layers + 1]);
+  // The rows of the first kernel for the one-hot: each state adds to those that its classes name.
+  float* latent = weight_gradients[0] + n.deter * widths[1];
+  memset(latent, 0, n.groups * n.classes * widths[1] * sizeof(float));
+  constexpr int64_t kGroups = 4;
+  fd::parallel((n.groups + kGroups - 1) / kGroups, [&](int64_t part) {
+    int64_t end = min_of((part + 1) * kGroups, n.groups);
+    for (int64_t r = 0; r < n.rows; ++r) {
+      const float* from = d_pre + r * widths[1];
+      for (int64_t s = part * kGroups; s < end; ++s) {
+        float* to = latent + (s * n.classes + stoch[r * n.groups + s]) * widths[1];
+        for_vectors(widths[1],
+                    [&](int64_t i, int64_t count) { store(to + i, load(to + i, count) + load(from + i, count), count); });
+      }
+    }
+  });
+}

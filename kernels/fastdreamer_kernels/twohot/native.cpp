@@ -1,0 +1,94 @@
+// Expected bin, and cross entropy with two-hot targets, of symexp two-hot logits.
+#include "layers.h"
+
+namespace {
+
+constexpr int64_t kRowsPerTask = 256;
+constexpr int64_t kMaxBins = 1024;
+
+// e^(logits - their maximum) into `out`; the sum and the maximum.
+struct Exps {
+  float sum, largest;
+};
+inline Exps exps(int64_t bins, const float* logits, float* out) {
+  Vec top = splat(logits[0]), total{};
+  for_vectors(bins, [&](int64_t i, int64_t count) { top = vmax(top, load(logits + i, count, logits[0])); });
+  float largest = top[0];
+  for (int i = 1; i < kWidth; ++i) largest = max_of(largest, top[i]);
+  for_vectors(bins, [&](int64_t i, int64_t count) {
+    Vec e = vexp(load(logits + i, count, largest - 200.0f) - largest);
+    store(out + i, e, count);
+  });
+  for_vectors(bins, [&](int64_t i, int64_t count) { total += load(out + i, count); });
+  return {sum(total), largest};
+}
+
+// The bin at or below `target`, and the share of the next one.
+struct Place {
+  int64_t below;
+  float weight;
+};
+inline Place place(int64_t bins, const float* values, float target) {
+  int64_t low = 0, high = bins - 1;  // values[low] <= target < values[high], at the ends whichever
+  while (high - low > 1) {
+    int64_t middle = (low + high) / 2;
+    (values[middle] <= target ? low : high) = middle;
+  }
+  float weight = (target - values[low]) / (values[low + 1] - values[low]);
+  return {low, min_of(max_of(weight, 0.0f), 1.0f)};
+}
+
+template <class F>
+inline void for_rows(int64_t rows, const F& body) {
+  fd::parallel((rows + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task) {
+    int64_t end = min_of((task + 1) * kRowsPerTask, rows);
+    for (int64_t r = task * kRowsPerTask; r < end; ++r) body(r);
+  });
+}
+
+}  // namespace
+
+// Mirrored bins are paired, from the middle outwards, so that uniform logits give exactly 0.
+FD_OP(twohot_mean)(int64_t rows, int64_t bins, const float* logits, const float* values, float* mean) {
+  for_rows(rows, [&](int64_t r) {
+    float e[kMaxBins];
+    Exps of = exps(bins, logits + r * bins, e);
+    int64_t middle = bins / 2;
+    float total = 0;
+    for (int64_t i = 1; i <= middle; ++i) total += (e[middle + i] - e[middle - i]) * values[middle + i];
+    mean[r] = total / of.sum;
+  });
+}
+
+// targets (N, J); loss (N): summed over the targets.
+FD_OP(twohot_loss)
+(int64_t rows, int64_t bins, int64_t targets, const float* logits, const float* values, const float* target,
+ float* loss) {
+  for_rows(rows, [&](int64_t r) {
+    float e[kMaxBins];
+    const float* x = logits + r * bins;
+    Exps of = exps(bins, x, e);
+    float log_sum = of.largest + scalar(of.sum, vlog), total = 0;
+    for (int64_t j = 0; j < targets; ++j) {
+      Place at = place(bins, values, target[r * targets + j]);
+      total -= (1 - at.weight) * (x[at.below] - log_sum) + at.weight * (x[at.below + 1] - log_sum);
+    }
+    loss[r] = total;
+  });
+}
+
+FD_OP(twohot_loss_backward)
+(int64_t rows, int64_t bins, int64_t targets, const float* gradient, const float* logits, const float* values,
+ const float* target, float* logits_gradient) {
+  for_rows(rows, [&](int64_t r) {
+    float* out = logits_gradient + r * bins;
+    Exps of = exps(bins, logits + r * bins, out);
+    Vec scale = splat(gradient[r] * static_cast<float>(targets) / of.sum);
+    for_vectors(bins, [&](int64_t i, int64_t count) { store(out + i, load(out + i, count) * scale, count); });
+    for (int64_t j = 0; j < targets; ++j) {
+      Place at = place(bins, values, target[r * targets + j]);
+      out[at.below] -= gradient[r] * (1 - at.weight);
+      out[at.below + 1] -= gradient[r] * at.weight;
+    }
+  });
+}
