@@ -16,7 +16,7 @@ from fastdreamer.nets import initialize
 from fastdreamer.noise import Noise
 from fastdreamer.spaces import Spaces
 from fastdreamer.world_model import WorldModel
-from fastdreamer_kernels.policy import policy_outputs, sample_action
+from fastdreamer_kernels.policy import sample_action
 
 LOSS_SCALES = {"rew": 1.0, "con": 1.0, "dyn": 1.0, "rep": 0.1, "policy": 1.0, "value": 1.0, "repval": 0.3}
 
@@ -78,6 +78,12 @@ class Agent(nn.Module):
         """Every trained parameter by its official name, such as `dyn/dynin0/kernel`."""
         return {official_name(name): param for name, param in self.named_parameters() if param.requires_grad}
 
+    def slow_parameters(self) -> dict[str, Tensor]:
+        """The slow critic's tensors, by the official name of the parameter that each of them follows."""
+        behavior = self.behavior
+        slow = behavior.slowval.named_parameters(prefix="behavior.val")
+        return {official_name(name): param for name, param in slow}
+
     def loss(self, batch: Batch, start: State, prev_action: dict[str, Tensor], noise: UpdateNoise) -> LossOutput:
         """One training step: learn the world from the batch, dream from each of its states, learn to act there.
 
@@ -106,8 +112,7 @@ class Agent(nn.Module):
             start, self.behavior.pol.weights(self.dtype), self.behavior.pol.keys, noise.imagine, noise.action,
             self.behavior.actor_unimix,
         )  # fmt: skip
-        feat = self.world.dyn.feat(states)
-        return Dream(feat, action, self.world.reward(feat), self.world.cont(feat))
+        return Dream(states, action, self.world.reward(states), self.world.cont(states))
 
     def initial(self, rows: int) -> ActState:
         """The carry of `act` before the first step; is_first resets it."""
@@ -125,14 +130,12 @@ class Agent(nn.Module):
         """
         prev_action = {key: value.unsqueeze(1) for key, value in state.action.items()}
         obs = {key: value.unsqueeze(1) for key, value in obs.items()}
-        world, latent, _ = self.world.observe(
+        world, _, _ = self.world.observe(
             obs, state.world, prev_action, is_first.unsqueeze(1), noise.observe.unsqueeze(1)
         )
-        feat = torch.cat([world.deter, latent], -1)[:, 0]
-        pol = self.behavior.pol
-        outputs = policy_outputs(feat, pol.weights(self.dtype))
-        action = pol.split(sample_action(outputs, pol.keys, noise.action, self.behavior.actor_unimix))
-        return action, ActState(State(world.deter[:, 0], world.stoch[:, 0]), action)
+        now, pol = State(world.deter[:, 0], world.stoch[:, 0]), self.behavior.pol
+        action = pol.split(sample_action(pol.on_states(now), pol.keys, noise.action, self.behavior.actor_unimix))
+        return action, ActState(now, action)
 
     def update_noise(self, observe: Noise, imagine: Noise, action: Noise, batch: int, time: int) -> UpdateNoise:
         """Draws the noise of one update of `batch` windows of `time` steps, each from its own stream."""

@@ -6,25 +6,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastdreamer.batch import Batch
+from fastdreamer.batch import Batch, State
 from fastdreamer.config import LossConfig, ModelConfig
 from fastdreamer.dists import action_log_prob_entropy
 from fastdreamer.heads import PolicyHead, ScalarHead
 from fastdreamer.spaces import Spaces
 from fastdreamer_kernels import lambda_return
-from fastdreamer_kernels.policy import policy_outputs
 
 LAMBDA = 0.95
 ENTROPY_SCALE = 3e-4
-SLOW_RATE = 0.02
 RETURN_RATE, RETURN_PERCENTILES, RETURN_LIMIT = 0.01, (0.05, 0.95), 1.0
 
 
 class Dream(NamedTuple):
     """An imagined rollout of N trajectories, the start at index 0; nothing carries gradient."""
 
-    feat: Tensor
-    """(N, H+1, F) in the compute dtype."""
+    states: State
+    """(N, H+1, ...)."""
     action: Tensor
     """(N, H+1, A) flat."""
     reward: Tensor
@@ -74,10 +72,9 @@ class Behavior(nn.Module):
 
     def dream_losses(self, dream: Dream) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
         """Losses policy and value (N, H), returns (N, H), metrics. Updates the return normaliser."""
-        outputs = policy_outputs(dream.feat, self.pol.weights(dream.feat.dtype))
+        outputs = self.pol.on_states(dream.states)
         log_prob, entropies = action_log_prob_entropy(outputs, self.pol.keys, dream.action, self.actor_unimix)
-        logits = self.val(dream.feat)
-        slow = self.slow_value(dream.feat)
+        logits, slow = self.val.on_states(dream.states), self.slowval.mean(self.slowval.on_states(dream.states))
         losses, returns, metrics = self.actor_critic_losses(dream, log_prob, entropies, logits, slow)
         for (key, space), entropy in zip(self.pol.spaces.items(), entropies, strict=True):
             metrics[f"ent/{key}"] = entropy[:, :-1].detach().mean()
@@ -92,7 +89,7 @@ class Behavior(nn.Module):
 
         Losses policy and value (N, H), returns (N, H), metrics. Updates the return normaliser.
         """
-        value = self.val.mean(logits.detach())
+        value = self.val.mean(logits)
         returns = lambda_return(dream.reward, dream.cont, value, torch.full_like(value, LAMBDA))
         self.retnorm.update(returns)
         offset, scale = self.retnorm.stats()
@@ -126,7 +123,8 @@ class Behavior(nn.Module):
 
         bootstrap (B, T): the imagined return that starts at each replayed step.
         """
-        return self.replay_value_loss(self.val(feat), self.slow_value(feat), batch, bootstrap)
+        slow = self.slowval.mean(self.slowval(feat.detach()))
+        return self.replay_value_loss(self.val(feat), slow, batch, bootstrap)
 
     def replay_value_loss(self, logits: Tensor, slow: Tensor, batch: Batch, bootstrap: Tensor) -> Tensor:
         """The same from what the heads say: critic output (B, T, *), slow value (B, T)."""
@@ -134,16 +132,6 @@ class Behavior(nn.Module):
         alive = (~batch.is_last).float()
         returns = lambda_return(batch.reward, cont, bootstrap, LAMBDA * alive)
         return alive[:, :-1] * self.val.loss(logits[:, :-1], returns, slow[:, :-1])
-
-    @torch.no_grad()
-    def slow_value(self, feat: Tensor) -> Tensor:
-        """The slow critic's prediction (...) float32."""
-        return self.slowval.mean(self.slowval(feat))
-
-    @torch.no_grad()
-    def update_slow_value(self) -> None:
-        """slow <- 0.98 slow + 0.02 critic, after each optimizer step."""
-        torch._foreach_lerp_(list(self.slowval.parameters()), list(self.val.parameters()), SLOW_RATE)
 
     @torch.no_grad()
     def copy_slow_value(self) -> None:

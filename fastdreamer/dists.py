@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdreamer_kernels.policy import ActionKey, bounded_normal
-from fastdreamer_kernels.unimix_kl.reference import mixed_log_probs
+from fastdreamer_kernels.unimix_sample.reference import mixed_log_probs
 
 BINS = 255
 LOG_TWO_PI = math.log(2 * math.pi)
@@ -20,32 +20,6 @@ def twohot_bins(device: torch.device) -> Tensor:
     half = torch.linspace(-20, 0, BINS // 2 + 1, dtype=torch.float32, device=device)
     half = torch.sign(half) * torch.expm1(half.abs())
     return torch.cat([half, -half[:-1].flip(0)])
-
-
-def twohot_mean(logits: Tensor) -> Tensor:
-    """Expected bin, (..., 255) -> (...). Mirrored bins are paired, so that uniform logits give exactly 0."""
-    probs = torch.softmax(logits.float(), -1)
-    middle = BINS // 2
-    pairs = probs[..., middle + 1 :] - probs[..., :middle].flip(-1)
-    return (pairs * twohot_bins(logits.device)[middle + 1 :]).sum(-1)
-
-
-def twohot_loss(logits: Tensor, *targets: Tensor) -> Tensor:
-    """Cross entropy with the two-hot encoding of each target, summed over targets: (..., 255), (...) -> (...).
-
-    A target between two bins is split linearly between them; beyond the ends all mass is on the end bin.
-    """
-    bins = twohot_bins(logits.device)
-    log_probs = torch.log_softmax(logits.float(), -1)
-    loss = torch.zeros(logits.shape[:-1], device=logits.device)
-    for target in targets:
-        target = target.detach().contiguous()
-        below = (torch.searchsorted(bins, target, right=True) - 1).clamp(0, BINS - 2)
-        low, high = bins[below], bins[below + 1]
-        weight = ((target - low) / (high - low)).clamp(0, 1)
-        pair = log_probs.gather(-1, torch.stack([below, below + 1], -1))
-        loss = loss - (1 - weight) * pair[..., 0] - weight * pair[..., 1]
-    return loss
 
 
 def normal_loss(mean: Tensor, *targets: Tensor) -> Tensor:

@@ -5,11 +5,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fastdreamer.dists import BINS, normal_loss, twohot_loss, twohot_mean
+from fastdreamer.batch import State
+from fastdreamer.dists import BINS, normal_loss, twohot_bins
 from fastdreamer.nets import MLP, Linear, Named
 from fastdreamer.spaces import Spaces
+from fastdreamer_kernels import state_mlp, twohot_loss, twohot_mean
 from fastdreamer_kernels.functional import Projection
 from fastdreamer_kernels.policy import ActionKey, Policy
+from fastdreamer_kernels.rssm_core import Head
 
 
 class ScalarHead(nn.Module):
@@ -24,15 +27,26 @@ class ScalarHead(nn.Module):
 
     def forward(self, feat: Tensor) -> Tensor:
         """(..., F) -> (..., 255) logits or (..., 1) mean."""
-        return self.head["logits" if self.kind == "twohot" else "mean"](self.mlp(feat))
+        return self._output(self.mlp(feat))
+
+    def on_states(self, states: State) -> Tensor:
+        """The same on states (...) that carry no gradient; their one-hots are never formed."""
+        dtype = states.deter.dtype
+        return state_mlp(Head(self.mlp.weights(dtype), self._output.weights(dtype)), *states)
+
+    @property
+    def _output(self) -> Linear:
+        return self.head["logits" if self.kind == "twohot" else "mean"]
 
     def mean(self, out: Tensor) -> Tensor:
-        """Output of `forward` -> prediction (...) float32."""
-        return twohot_mean(out) if self.kind == "twohot" else out[..., 0].float()
+        """Output of `forward` -> prediction (...) float32, without gradient."""
+        return twohot_mean(out, twohot_bins(out.device)) if self.kind == "twohot" else out[..., 0].detach().float()
 
     def loss(self, out: Tensor, *targets: Tensor) -> Tensor:
         """Negative log-likelihood of each target (...), summed over targets: (...) float32. Targets get no gradient."""
-        return twohot_loss(out, *targets) if self.kind == "twohot" else normal_loss(out, *targets)
+        if self.kind == "twohot":
+            return twohot_loss(out, twohot_bins(out.device), *targets)
+        return normal_loss(out, *targets)
 
 
 class ContinueHead(nn.Module):
@@ -45,6 +59,11 @@ class ContinueHead(nn.Module):
 
     def forward(self, feat: Tensor) -> Tensor:
         return self.head["logit"](self.mlp(feat))[..., 0]
+
+    def on_states(self, states: State) -> Tensor:
+        """The same on states (...) that carry no gradient."""
+        dtype = states.deter.dtype
+        return state_mlp(Head(self.mlp.weights(dtype), self.head["logit"].weights(dtype)), *states)[..., 0]
 
 
 class PolicyHead(nn.Module):
@@ -71,6 +90,14 @@ class PolicyHead(nn.Module):
         for key in self.spaces:
             outputs.append(tuple(out.weights(dtype) for out in self.head[key].values()))
         return Policy(self.mlp.weights(dtype), tuple(outputs))
+
+    def on_states(self, states: State) -> list[tuple[Tensor, ...]]:
+        """Per key (logits,) or (mean, stddev) before their squashing, each (..., width), on states without gradient."""
+        trunk, outputs = self.weights(states.deter.dtype)
+        flat = [out for outs in outputs for out in outs]
+        joined = Projection(torch.cat([out.kernel for out in flat], 1), torch.cat([out.bias for out in flat]))
+        parts = iter(state_mlp(Head(trunk, joined), *states).split([out.bias.numel() for out in flat], -1))
+        return [tuple(next(parts) for _ in outs) for outs in outputs]
 
     def split(self, action: Tensor) -> dict[str, Tensor]:
         """Flat actions (..., A) -> per key (..., *shape): int32 class indices or float32 values."""

@@ -42,8 +42,9 @@ class Training:
         self.agent.initialize(Noise(run.seed, Stream.INIT))
         self.agent.to(device)
         self.optimizer = LaProp(
-            self.agent.official_parameters(), config.optim.lr, config.optim.warmup, config.optim.agc
-        )
+            self.agent.official_parameters(), config.optim.lr, config.optim.warmup, config.optim.agc,
+            self.agent.slow_parameters(),
+        )  # fmt: skip
         self.replay = Replay(
             *spaces, deter=dims.deter, stoch=dims.stoch, num_envs=config.env.num_envs, capacity=config.capacity,
             batch_size=config.replay.batch_size, batch_length=config.replay.batch_length, seed=run.seed, dtype=dtype,
@@ -58,7 +59,7 @@ class Training:
             "%s: %d x %s, %s with %s parameters, %s on %s", config.preset, config.env.num_envs, config.env.id,
             config.model.size, f"{sum(p.numel() for p in self.optimizer.params):,}", dtype, device,
         )  # fmt: skip
-        logger.info("%s", report())
+        logger.info("%s", report(device, dtype))
 
     @property
     def env_steps(self) -> int:

@@ -1,37 +1,38 @@
 """One optimizer for everything: adaptive gradient clipping, RMS scaling, momentum (LaProp). Source: SPEC 1.9.
 
-Per tensor, with step t = 1, 2, ...:
-
-    g  <- g / max(1, |g| / (agc max(1e-3, |theta|)))
-    nu <- 0.999 nu + 0.001 g^2 ;    u = g / (sqrt(nu / (1 - 0.999^t)) + 1e-20)
-    mu <- 0.9 mu + 0.1 u ;          theta <- theta - lr_t mu / (1 - 0.9^t)
-    lr_t = lr min(1, (t - 1) / warmup)
-
-Nothing here may flush denormals: with eps 1e-20 a tiny gradient whose square vanishes would become a huge update.
+The arithmetic is the op `laprop_agc`; here are its state, the learning rate and the names.
 """
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-BETA1, BETA2, EPS, MIN_NORM = 0.9, 0.999, 1e-20, 1e-3
+from fastdreamer_kernels import laprop_agc
 
 
 class LaProp:
     """Updates `params` in place from their `.grad`. Learning rate and step live on the device: no host sync.
 
     agc: the largest |gradient| / |parameter| per tensor, 0 for no clipping. warmup in updates; the first changes
-    nothing. weight_decay: added after momentum, to the tensors called kernel only.
+    nothing. slow: moving averages by the name of their parameter, 2 % nearer to it after each update. weight_decay:
+    added after momentum, to the tensors called kernel only.
     """
 
     def __init__(
-        self, params: dict[str, nn.Parameter], lr: float, warmup: int, agc: float, weight_decay: float = 0.0
-    ) -> None:
+        self, params: dict[str, nn.Parameter], lr: float, warmup: int, agc: float,
+        slow: Mapping[str, Tensor] | None = None, weight_decay: float = 0.0,
+    ) -> None:  # fmt: skip
         self.names = list(params)
         self.params: list[Tensor] = list(params.values())
         self.lr, self.warmup, self.agc, self.weight_decay = lr, warmup, agc, weight_decay
         self.step_count = torch.zeros((), dtype=torch.float32, device=self.params[0].device)
         self.nu = [torch.zeros_like(param) for param in self.params]
         self.mu = [torch.zeros_like(param) for param in self.params]
+        averaged = slow or {}
+        self._slow_index = [i for i, name in enumerate(self.names) if name in averaged]
+        self._slow = [averaged[self.names[i]] for i in self._slow_index]
+        self._size = sum(param.numel() for param in self.params)
 
     @torch.no_grad()
     def step(self) -> dict[str, Tensor]:
@@ -39,30 +40,25 @@ class LaProp:
         grads = [param.grad for param in self.params if param.grad is not None]
         assert len(grads) == len(self.params), "every parameter must have a gradient"
         self.step_count += 1
-        norms = torch.stack(torch._foreach_norm(grads))
-        if self.agc:
-            grads = self._clip(grads, norms)
-        torch._foreach_lerp_(self.nu, torch._foreach_mul(grads, grads), 1 - BETA2)
-        scale = torch._foreach_div(self.nu, 1 - BETA2**self.step_count)
-        torch._foreach_sqrt_(scale)
-        torch._foreach_add_(scale, EPS)
-        torch._foreach_lerp_(self.mu, torch._foreach_div(grads, scale), 1 - BETA1)
         lr = self.learning_rate()
-        updates = torch._foreach_mul(self.mu, -lr / (1 - BETA1**self.step_count))
-        if self.weight_decay:
-            for name, param, update in zip(self.names, self.params, updates, strict=True):
-                if name.endswith("kernel"):
-                    update -= lr * self.weight_decay * param
-        torch._foreach_add_(self.params, updates)
-        for param in self.params:
+        decay = [
+            lr * self.weight_decay * param if self.weight_decay and name.endswith("kernel") else None
+            for name, param in zip(self.names, self.params, strict=True)
+        ]
+        squares = laprop_agc(
+            self.params, grads, self.nu, self.mu, [], self._slow, self._slow_index, self.step_count, lr, self.agc
+        )
+        for param, part in zip(self.params, decay, strict=True):
             param.grad = None
-        count = sum(param.numel() for param in self.params)
-        norm = torch.linalg.vector_norm(norms)
+            if part is not None:
+                param -= part
+        grad, update, new = squares.sqrt().unbind()
+        count = self._size**0.5
         return {
-            "opt/grad_norm": norm,
-            "opt/grad_rms": norm / count**0.5,
-            "opt/update_rms": _norm(updates) / count**0.5,
-            "opt/param_rms": _norm(self.params) / count**0.5,
+            "opt/grad_norm": grad,
+            "opt/grad_rms": grad / count,
+            "opt/update_rms": update / count,
+            "opt/param_rms": new / count,
         }
 
     def learning_rate(self) -> Tensor:
@@ -71,16 +67,8 @@ class LaProp:
             return torch.full_like(self.step_count, self.lr)
         return self.lr * ((self.step_count - 1) / self.warmup).clamp(max=1.0)
 
-    def _clip(self, grads: list[Tensor], norms: Tensor) -> list[Tensor]:
-        limit = self.agc * torch.stack(torch._foreach_norm(self.params)).clamp(min=MIN_NORM)
-        return list(torch._foreach_div(grads, (norms / limit).clamp(min=1.0).unbind()))
-
     def state(self) -> dict[str, Tensor]:
         """Every tensor to save: step, mu/NAME, nu/NAME. They are the live tensors, so copying into them restores."""
         mu = {f"mu/{name}": value for name, value in zip(self.names, self.mu, strict=True)}
         nu = {f"nu/{name}": value for name, value in zip(self.names, self.nu, strict=True)}
         return {"step": self.step_count, **mu, **nu}
-
-
-def _norm(tensors: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))

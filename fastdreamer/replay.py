@@ -20,6 +20,7 @@ from fastdreamer.noise import Noise, Stream
 from fastdreamer.replay_io import ChunkFiles, chunk_length
 from fastdreamer.replay_storage import Field, allocate, check_memory
 from fastdreamer.spaces import Spaces
+from fastdreamer_kernels import replay_gather
 
 Value = np.ndarray | Tensor
 T = TypeVar("T")
@@ -145,16 +146,17 @@ class Replay:
         """
         if plan.start.min() < self.length - self.rows:
             raise ValueError(f"replay: record {plan.start.min()} was planned but is overwritten already")
-        context, trained = self._index(plan, 0, self.batch_length), self._index(plan, 1, self.batch_length)
+        env, context = torch.from_numpy(plan.env), torch.from_numpy(plan.start)
+        out, trained = self._staging, context + 1
         for key, ring in self.records.items():
-            self._copy(ring, context if key.startswith("action/") else trained, self._staging[key])
+            start = context if key.startswith("action/") else trained
+            replay_gather(ring, env, start, self.batch_length, out[key])
         for key, ring in self.latents.items():
-            self._copy(ring, self._index(plan, 0, 1), self._staging[key])
-        out = self._staging
+            replay_gather(ring, env, context, 1, out[key])
         out["is_last"][:, :-1] |= out["is_first"][:, 1:]
-        start = State(out["deter"][:, 0], self._start_stoch.copy_(out["stoch"][:, 0]))
+        state = State(out["deter"][:, 0], self._start_stoch.copy_(out["stoch"][:, 0]))
         flags = out["is_first"], out["is_last"], out["is_terminal"]
-        return Window(Batch(_under(out, "obs/"), out["reward"], *flags), start, _under(out, "action/"))
+        return Window(Batch(_under(out, "obs/"), out["reward"], *flags), state, _under(out, "action/"))
 
     def write_back(self, plan: Plan, deter: Tensor, stoch: Tensor) -> None:
         """Replaces the states of the trained records by fresh ones: deter (B, T, D), stoch (B, T, S) class indices.
@@ -163,7 +165,7 @@ class Replay:
         keeps its state; records that are overwritten already are dropped.
         """
         record = plan.start[:, None] + np.arange(1, self.batch_length + 1)
-        index = self._index(plan, 1, self.batch_length).numpy()
+        index = (plan.env[:, None] * self.rows + record % self.rows).ravel()
         kept = np.flatnonzero(record.ravel() >= self.length - self.rows)[::-1]
         row, last = np.unique(index[kept], return_index=True)
         self._files[1].changed(record)
@@ -214,16 +216,6 @@ class Replay:
             "batch_length": self.batch_length,
             "chunk": self._files[0].length,
         }
-
-    def _index(self, plan: Plan, offset: int, count: int) -> Tensor:
-        """(B * count,) int64: where records start + offset .. start + offset + count - 1 lie in the flattened ring."""
-        record = plan.start[:, None] + np.arange(offset, offset + count)
-        return torch.from_numpy((plan.env[:, None] * self.rows + record % self.rows).ravel())
-
-    @staticmethod
-    def _copy(ring: Tensor, index: Tensor, out: Tensor) -> None:
-        # index_select into a buffer copies whole rows and allocates nothing, unlike ring[index].
-        torch.index_select(ring.flatten(0, 1), 0, index, out=out.flatten(0, 1))
 
 
 def _below(span: int, high: np.ndarray, low: np.ndarray) -> np.ndarray:

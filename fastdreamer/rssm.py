@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from fastdreamer.batch import State
 from fastdreamer.config import Dims
-from fastdreamer.nets import BlockLinear, Linear, Norm, kernel_weights, layer_weights, onehot
+from fastdreamer.nets import BlockLinear, Linear, Norm, kernel_weights, layer_weights
 from fastdreamer_kernels import imagine_sequence, observe_sequence
 from fastdreamer_kernels.policy import ActionKey, Policy
 from fastdreamer_kernels.rssm_core import Core, Head, head
@@ -88,8 +88,3 @@ class RSSM(nn.Module):
             *start, uniform, action_noise, self.unimix, actor_unimix,
         )  # fmt: skip
         return State(deter, stoch), action
-
-    def feat(self, state: State) -> Tensor:
-        """Features (..., F) of states without gradient."""
-        latent = onehot(state.stoch, self.dims.classes).flatten(-2)
-        return torch.cat([state.deter, latent.to(state.deter.dtype)], -1)

@@ -33,7 +33,6 @@ class TrainStep:
         out = self.agent.loss(*window, noise)
         out.loss.backward()
         metrics = out.metrics | self.optimizer.step()
-        self.agent.behavior.update_slow_value()
         return out.states, metrics
 
 

@@ -67,15 +67,16 @@ class WorldModel(nn.Module):
         metrics = {"dyn_ent": prior_entropy.mean(), "rep_ent": post_entropy.mean()}
         return WorldOutput(losses, feat, State(state.deter.detach(), state.stoch), metrics)
 
-    def reward(self, feat: Tensor) -> Tensor:
-        """Predicted reward (...) float32."""
-        return self.rew.mean(self.rew(feat))
+    def reward(self, states: State) -> Tensor:
+        """Predicted reward (...) float32 of states without gradient."""
+        return self.rew.mean(self.rew.on_states(states))
 
-    def cont(self, feat: Tensor) -> Tensor:
+    def cont(self, states: State) -> Tensor:
         """Predicted continue in [0, 1] (...) float32, the discount inside; constant without a continue head."""
         if not self.config.use_cont:
-            return torch.full(feat.shape[:-1], 1 - 1 / self.config.discount_horizon, device=feat.device)
-        return torch.sigmoid(self.con(feat).float())
+            lead, device = states.deter.shape[:-1], states.deter.device
+            return torch.full(lead, 1 - 1 / self.config.discount_horizon, device=device)
+        return torch.sigmoid(self.con.on_states(states).float())
 
 
 def reconstruction_loss(prediction: Tensor, target: Tensor, space: Space) -> Tensor:
