@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from golden_arrays import Arrays, Golden
 from golden_modules import fill, infer_dims, official_names
-from golden_uniforms import walk_imagine, walk_observe
+from golden_uniforms import features, walk_imagine, walk_observe
 from torch import Tensor
 
 from fastdreamer.agent import Agent, UpdateNoise
@@ -138,14 +138,15 @@ def loss_terms(agent: Agent, window: Window, noise: UpdateNoise) -> tuple[dict[s
 def dream_outputs(agent: Agent, dream: Dream) -> dict[str, Tensor]:
     """What the heads say about a dream, by official name."""
     behavior = agent.behavior
-    outputs = policy_outputs(dream.feat, behavior.pol.weights(agent.dtype))
+    feat = features(dream.states, agent.world.dyn.dims.classes)
+    outputs = policy_outputs(feat, behavior.pol.weights(agent.dtype))
     log_prob, entropies = action_log_prob_entropy(outputs, behavior.pol.keys, dream.action, behavior.actor_unimix)
     return {
         "act/action": behavior.pol.split(dream.action)["action"],
         "rew": dream.reward,
         "con": dream.cont,
-        "val": behavior.val.mean(behavior.val(dream.feat)),
-        "slowval": behavior.slow_value(dream.feat),
+        "val": behavior.val.mean(behavior.val(feat)),
+        "slowval": behavior.slowval.mean(behavior.slowval(feat)),
         "logp/action": log_prob,
         "entropy/action": entropies[0],
     }

@@ -53,6 +53,11 @@ def golden_left_out(request: pytest.FixtureRequest) -> list[str]:
     return left_out + [argument for argument in request.config.args if "::" in argument]
 
 
-@pytest.fixture
-def golden(golden_folder: Path) -> Golden:
+@pytest.fixture(params=["reference", "kernels"])
+def golden(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, golden_folder: Path) -> Golden:
+    """The arrays, once with the references and once with whatever runs here by default."""
+    if request.param == "reference":
+        monkeypatch.setenv("FASTDREAMER_KERNELS", "reference")
+    else:
+        monkeypatch.delenv("FASTDREAMER_KERNELS", raising=False)
     return Golden(golden_folder, LEDGER)

@@ -11,12 +11,19 @@ import torch
 from torch import Tensor
 
 from fastdreamer.batch import State
+from fastdreamer.nets import onehot
 from fastdreamer.rssm import RSSM
 from fastdreamer_kernels.policy import ActionKey, Policy, policy_outputs
 from fastdreamer_kernels.unimix_sample.reference import mixed_probs
 
 HALF_STD = 0.5
 """The standard normal behind the official arrays' continuous actions: mean + 0.5 std."""
+
+
+def features(states: State, classes: int) -> Tensor:
+    """(..., F) of states: deter and the one-hot latents."""
+    latent = onehot(states.stoch, classes).flatten(-2)
+    return torch.cat([states.deter, latent.to(states.deter.dtype)], -1)
 
 
 def midpoints(logits: Tensor, unimix: float, index: Tensor | None = None) -> Tensor:
@@ -63,7 +70,7 @@ def walk_imagine(
     noise = torch.full((rows, horizon + 1, sum(key.elements for key in keys)), HALF_STD)
     for h in range(horizon + 1):
         states, _ = rssm.imagine(start, policy, keys, uniform, noise, actor_unimix)
-        feat = rssm.feat(State(states.deter[:, h], states.stoch[:, h]))
+        feat = features(State(states.deter[:, h], states.stoch[:, h]), rssm.dims.classes)
         noise[:, h] = action_midpoints(policy_outputs(feat, policy), keys, actor_unimix)
         if h < horizon:
             states, _ = rssm.imagine(start, policy, keys, uniform, noise, actor_unimix)

@@ -78,7 +78,7 @@ RING = {
         REPLAY, "window[: len(fresh)] = fresh", "window[len(window) - len(fresh) :] = fresh", ONLINE
     ),
     "action not shifted": Mutation(REPLAY, 'context if key.startswith("action/") else trained', "trained", WINDOW),
-    "start state a step late": Mutation(REPLAY, "self._index(plan, 0, 1)", "self._index(plan, 1, 1)", WINDOW),
+    "start state a step late": Mutation(REPLAY, "ring, env, context, 1, out", "ring, env, trained, 1, out", WINDOW),
     "abandoned episodes go on": Mutation(
         REPLAY, '        out["is_last"][:, :-1] |= out["is_first"][:, 1:]\n', "", FLAGS
     ),
@@ -90,8 +90,8 @@ RING = {
     ),
     "context overwritten": Mutation(
         REPLAY,
-        "index = self._index(plan, 1, self.batch_length).numpy()",
-        "index = self._index(plan, 0, self.batch_length).numpy()",
+        "record = plan.start[:, None] + np.arange(1, self.batch_length + 1)",
+        "record = plan.start[:, None] + np.arange(self.batch_length)",
         WRITTEN,
     ),
     "lowest batch index wins": Mutation(

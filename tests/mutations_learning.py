@@ -2,9 +2,10 @@
 
 from mutations import Mutation
 
-RETURN = "kernels/fastdreamer_kernels/lambda_return/reference.py"
-CONFIG, WORLD, BEHAVIOR, AGENT, OPTIM, STEPS = (
-    f"fastdreamer/{name}.py" for name in ("config", "world_model", "behavior", "agent", "optim", "steps")
+RETURN, LAPROP = (f"kernels/fastdreamer_kernels/{op}/reference.py" for op in ("lambda_return", "laprop_agc"))
+TWOHOT = "kernels/fastdreamer_kernels/twohot/__init__.py"
+CONFIG, WORLD, BEHAVIOR, AGENT, OPTIM = (
+    f"fastdreamer/{name}.py" for name in ("config", "world_model", "behavior", "agent", "optim")
 )
 
 CODED = "test_golden_encdec.py::test_tokens_predictions_and_losses"
@@ -80,7 +81,9 @@ ACTOR_CRITIC = {
     "advantage minus offset": Mutation(
         BEHAVIOR, "(returns - value[:, :-1]) / scale", "(returns - offset - value[:, :-1]) / scale", IMAGINED
     ),
-    "advantage with gradient": Mutation(BEHAVIOR, "self.val.mean(logits.detach())", "self.val.mean(logits)", IMAGINED),
+    "advantage with gradient": Mutation(
+        TWOHOT, "reference.twohot_mean(logits.detach(), bins)", "reference.twohot_mean(logits, bins)", IMAGINED
+    ),
     "entropy scale 3e-3": Mutation(BEHAVIOR, "ENTROPY_SCALE = 3e-4", "ENTROPY_SCALE = 3e-3", IMAGINED),
     "entropy punished": Mutation(BEHAVIOR, "+ ENTROPY_SCALE * sum(", "- ENTROPY_SCALE * sum(", IMAGINED),
     "one key of several has entropy": Mutation(
@@ -104,11 +107,11 @@ ACTOR_CRITIC = {
         "alive[:, :-1] * self.val.loss(logits[:, :-1], returns)",
         REPLAYED,
     ),
-    "slow critic moves by 0.98": Mutation(BEHAVIOR, "SLOW_RATE = 0.02", "SLOW_RATE = 0.98", SLOW),
+    "slow critic moves by 0.98": Mutation(LAPROP, "1e-3, 0.02", "1e-3, 0.98", AFTER),
     "critic follows the slow one": Mutation(
-        BEHAVIOR,
-        "list(self.slowval.parameters()), list(self.val.parameters())",
-        "list(self.val.parameters()), list(self.slowval.parameters())",
+        LAPROP,
+        "(slow, [params[i] for i in slow_index], SLOW_RATE)",
+        "([params[i] for i in slow_index], slow, SLOW_RATE)",
         SLOW,
     ),
     "scale is the upper percentile": Mutation(BEHAVIOR, "(self.hi - self.lo).clamp(", "self.hi.clamp(", NORMALIZER),
@@ -126,8 +129,8 @@ ACTOR_CRITIC = {
     ),
     "replayed value without gradient": Mutation(
         BEHAVIOR,
-        "self.val(feat), self.slow_value(feat), batch",
-        "self.val(feat.detach()), self.slow_value(feat), batch",
+        "self.val(feat), slow, batch",
+        "self.val(feat.detach()), slow, batch",
         TERMS,
     ),
     "replayed lambda across episodes": Mutation(
@@ -157,15 +160,7 @@ ACTOR_CRITIC = {
 }
 
 ACTING = {
-    "actor reads stoch first": Mutation(
-        AGENT, "torch.cat([world.deter, latent], -1)[:, 0]", "torch.cat([latent, world.deter], -1)[:, 0]", ACTED
-    ),
-    "previous action forgotten": Mutation(
-        AGENT,
-        "State(world.deter[:, 0], world.stoch[:, 0]), action)",
-        "State(world.deter[:, 0], world.stoch[:, 0]), state.action)",
-        ACTED,
-    ),
+    "previous action forgotten": Mutation(AGENT, "ActState(now, action)", "ActState(now, state.action)", ACTED),
     "episode start ignored": Mutation(
         AGENT,
         "state.world, prev_action, is_first.unsqueeze(1)",
@@ -181,36 +176,36 @@ ACTING = {
 }
 
 OPTIMIZER = {
-    "no clipping": Mutation(OPTIM, "if self.agc:", "if not self.agc:", UPDATE),
+    "no clipping": Mutation(LAPROP, "if agc:", "if not agc:", UPDATE),
     "clipping by row": Mutation(
-        OPTIM,
-        "return list(torch._foreach_div(grads, (norms / limit).clamp(min=1.0).unbind()))",
-        "return [g / (g.norm(dim=-1, keepdim=True) / (self.agc * p.norm(dim=-1, keepdim=True).clamp(min=MIN_NORM))).clamp(min=1.0) for g, p in zip(grads, self.params)]",
+        LAPROP,
+        "clipped = torch._foreach_div(grads, (norms / limit).clamp(min=1.0).unbind())",
+        "clipped = [g / (g.norm(dim=-1, keepdim=True) / (agc * p.norm(dim=-1, keepdim=True).clamp(min=MIN_NORM))).clamp(min=1.0) for g, p in zip(grads, params)]",
         CLIPPED,
     ),
-    "least norm 1": Mutation(OPTIM, "0.9, 0.999, 1e-20, 1e-3", "0.9, 0.999, 1e-20, 1.0", CLIPPED),
-    "no least norm": Mutation(OPTIM, "0.9, 0.999, 1e-20, 1e-3", "0.9, 0.999, 1e-20, 1e-8", CLIPPED),
+    "least norm 1": Mutation(LAPROP, "0.9, 0.999, 1e-20, 1e-3", "0.9, 0.999, 1e-20, 1.0", CLIPPED),
+    "no least norm": Mutation(LAPROP, "0.9, 0.999, 1e-20, 1e-3", "0.9, 0.999, 1e-20, 1e-8", CLIPPED),
     "scale of the unclipped gradient": Mutation(
-        OPTIM, "torch._foreach_mul(grads, grads)", "[p.grad.square() for p in self.params]", UPDATE
+        LAPROP, "torch._foreach_mul(clipped, clipped)", "torch._foreach_mul(grads, grads)", UPDATE
     ),
-    "beta2 0.99": Mutation(OPTIM, "0.9, 0.999, 1e-20", "0.9, 0.99, 1e-20", UPDATE),
-    "beta1 0.95": Mutation(OPTIM, "0.9, 0.999, 1e-20", "0.95, 0.999, 1e-20", UPDATE),
-    "eps 1e-8": Mutation(OPTIM, "0.9, 0.999, 1e-20", "0.9, 0.999, 1e-8", UPDATE),
+    "beta2 0.99": Mutation(LAPROP, "0.9, 0.999, 1e-20", "0.9, 0.99, 1e-20", UPDATE),
+    "beta1 0.95": Mutation(LAPROP, "0.9, 0.999, 1e-20", "0.95, 0.999, 1e-20", UPDATE),
+    "eps 1e-8": Mutation(LAPROP, "0.9, 0.999, 1e-20", "0.9, 0.999, 1e-8", UPDATE),
     "momentum before scaling": Mutation(
-        OPTIM,
-        "torch._foreach_lerp_(self.mu, torch._foreach_div(grads, scale), 1 - BETA1)\n        lr = self.learning_rate()\n        updates = torch._foreach_mul(self.mu, -lr",
-        "torch._foreach_lerp_(self.mu, grads, 1 - BETA1)\n        lr = self.learning_rate()\n        updates = torch._foreach_mul(torch._foreach_div(self.mu, scale), -lr",
+        LAPROP,
+        "torch._foreach_lerp_(mu, torch._foreach_div(clipped, scale), 1 - BETA1)\n    updates = torch._foreach_mul(mu, factor)",
+        "torch._foreach_lerp_(mu, list(clipped), 1 - BETA1)\n    updates = torch._foreach_mul(torch._foreach_div(mu, scale), factor)",
         UPDATE,
     ),
     "variance without correction": Mutation(
-        OPTIM, "torch._foreach_div(self.nu, 1 - BETA2**self.step_count)", "[nu.clone() for nu in self.nu]", UPDATE
+        LAPROP, "torch._foreach_div(nu, correction)", "[x.clone() for x in nu]", UPDATE
     ),
-    "momentum without correction": Mutation(OPTIM, "-lr / (1 - BETA1**self.step_count)", "-lr", UPDATE),
+    "momentum without correction": Mutation(LAPROP, "-lr / (1 - BETA1**step)", "-lr", UPDATE),
     "warm-up from 1": Mutation(
         OPTIM, "((self.step_count - 1) / self.warmup)", "(self.step_count / self.warmup)", WARMUP
     ),
     "warm-up without end": Mutation(OPTIM, ".clamp(max=1.0)", "", WARMUP),
-    "decay of everything": Mutation(OPTIM, 'if name.endswith("kernel"):', "if name:", UPDATE),
+    "decay of everything": Mutation(OPTIM, 'if self.weight_decay and name.endswith("kernel")', "if name", UPDATE),
     "gradients pile up": Mutation(
         OPTIM,
         "            param.grad = None\n",
@@ -218,10 +213,7 @@ OPTIMIZER = {
         "test_steps.py::test_an_update_leaves_no_gradient_to_the_next_one",
     ),
     "slow critic before the optimizer": Mutation(
-        STEPS,
-        "        metrics = out.metrics | self.optimizer.step()\n        self.agent.behavior.update_slow_value()\n",
-        "        self.agent.behavior.update_slow_value()\n        metrics = out.metrics | self.optimizer.step()\n",
-        AFTER,
+        LAPROP, "[params[i] for i in slow_index]", "[params[i] - updates[i] for i in slow_index]", AFTER
     ),
-    "slow critic stands still": Mutation(STEPS, "        self.agent.behavior.update_slow_value()\n", "", AFTER),
+    "slow critic stands still": Mutation(LAPROP, "    if slow:\n", "    if not slow:\n", AFTER),
 }

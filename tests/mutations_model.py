@@ -4,7 +4,7 @@ from mutations import Mutation
 
 KERNELS = "kernels/fastdreamer_kernels/"
 FUNCTIONAL, CORE, POLICY = f"{KERNELS}functional.py", f"{KERNELS}rssm_core.py", f"{KERNELS}policy.py"
-GRU, KL, SAMPLE = (f"{KERNELS}{op}/reference.py" for op in ("block_gru", "unimix_kl", "unimix_sample"))
+GRU, KL, SAMPLE, BINS = (f"{KERNELS}{op}/reference.py" for op in ("block_gru", "unimix_kl", "unimix_sample", "twohot"))
 OBSERVE, IMAGINE = (f"{KERNELS}{op}_sequence/reference.py" for op in ("observe", "imagine"))
 NETS, DISTS, HEADS, RSSM = (f"fastdreamer/{name}.py" for name in ("nets", "dists", "heads", "rssm"))
 
@@ -136,9 +136,9 @@ RECURRENT = {
     "one noise for all actions": Mutation(IMAGINE, "action_noise[:, h]", "action_noise[:, 0]", DREAMED),
     "dream a step short": Mutation(IMAGINE, "uniform.shape[1]", "uniform.shape[1] - 1", DREAM, raises=True),
     "dream reads stoch first": Mutation(
-        RSSM,
-        "torch.cat([state.deter, latent.to(state.deter.dtype)], -1)",
-        "torch.cat([latent.to(state.deter.dtype), state.deter], -1)",
+        f"{KERNELS}state_mlp/reference.py",
+        "torch.cat([deter, onehot.to(deter.dtype)], -1)",
+        "torch.cat([onehot.to(deter.dtype), deter], -1)",
         DREAM,
     ),
     "imagination without the mix": Mutation(RSSM, "self.unimix, actor_unimix,", "0.0, actor_unimix,", DREAMED),
@@ -173,20 +173,20 @@ DISTRIBUTIONS = {
     "no free nats for rep": Mutation(KL, "rep.clamp(min=free_nats)", "rep", FREE_NATS),
     "bins up to 10": Mutation(DISTS, "torch.linspace(-20, 0,", "torch.linspace(-10, 0,", TWOHOT),
     "uniform logits are not 0": Mutation(
-        DISTS,
-        "return (pairs * twohot_bins(logits.device)[middle + 1 :]).sum(-1)",
-        "return (probs * twohot_bins(logits.device)).sum(-1)",
+        BINS,
+        "return (pairs * bins[middle + 1 :]).sum(-1)",
+        "return (probs * bins).sum(-1)",
         ZERO,
     ),
     "two-hot between symlog bins": Mutation(
-        DISTS,
+        BINS,
         "low, high = bins[below], bins[below + 1]",
         "low, high, target = (x.sign() * x.abs().log1p() for x in (bins[below], bins[below + 1], target))",
         TWOHOT,
     ),
-    "two-hot beyond the end": Mutation(DISTS, "(high - low)).clamp(0, 1)", "(high - low))", TWOHOT),
+    "two-hot beyond the end": Mutation(BINS, "(high - low)).clamp(0, 1)", "(high - low))", TWOHOT),
     "two-hot weights swapped": Mutation(
-        DISTS, "torch.stack([below, below + 1], -1)", "torch.stack([below + 1, below], -1)", TWOHOT
+        BINS, "torch.stack([below, below + 1], -1)", "torch.stack([below + 1, below], -1)", TWOHOT
     ),
     "std without its shift": Mutation(POLICY, "torch.sigmoid(stddev + 2)", "torch.sigmoid(stddev)", BOUNDED),
     "std down to 0": Mutation(POLICY, "MIN_STD, MAX_STD = 0.1, 1.0", "MIN_STD, MAX_STD = 0.0, 1.0", BOUNDED),

@@ -1,6 +1,7 @@
 """The agent as a whole: acting step by step is observing a sequence, a dream is its parts, noise is what it must be."""
 
 import torch
+from golden_uniforms import features
 from tiny_agent import ACT, CLASSES, DETER, GROUPS, HORIZON, OBS, ROWS, TIME, make_agent, make_window
 
 from fastdreamer.agent import ActNoise, Agent
@@ -40,7 +41,7 @@ def test_acting_step_by_step_is_observing_the_sequence() -> None:
     with torch.no_grad():
         states, _, _ = agent.world.observe(batch.obs, start, before, is_first, observe)
         pol = agent.behavior.pol
-        outputs = policy_outputs(agent.world.dyn.feat(states), pol.weights(torch.float32))
+        outputs = policy_outputs(features(states, CLASSES), pol.weights(torch.float32))
         expected = pol.split(sample_action(outputs, pol.keys, noise, 0.0))
     torch.testing.assert_close(torch.stack(deters, 1), states.deter)
     assert torch.equal(state.world.stoch, states.stoch[:, -1])
@@ -63,14 +64,14 @@ def test_a_dream_is_policy_core_prior_and_sample_in_turn() -> None:
         for h in range(HORIZON + 1):
             torch.testing.assert_close(states.deter[:, h], deter)
             assert torch.equal(states.stoch[:, h], stoch)
-            feat = dyn.feat(State(deter, stoch))
+            feat = features(State(deter, stoch), CLASSES)
             action = sample_action(policy_outputs(feat, pol.weights(torch.float32)), pol.keys, noise[:, h], 0.0)
             torch.testing.assert_close(actions[:, h], action)
             if h < HORIZON:
                 embedded = rssm_core.embed_action(action, core.action)
                 latent = onehot(stoch, CLASSES).flatten(1)
                 deter = rssm_core.step(core, *rssm_core.split_hidden(core), deter, latent, embedded)
-                stoch = unimix_sample(dyn.prior(deter), uniform[:, h], dyn.unimix)[0]
+                stoch = unimix_sample(dyn.prior(deter), uniform[:, h], dyn.unimix).drawn
 
 
 def test_noise_is_uniform_for_classes_and_normal_for_values() -> None:

@@ -4,6 +4,7 @@ import torch
 from tiny_agent import ROWS, TIME, make_agent
 from torch import Tensor
 
+from fastdreamer.batch import State
 from fastdreamer.behavior import Dream
 from fastdreamer.dists import action_log_prob_entropy
 from fastdreamer_kernels.policy import policy_outputs, sample_action
@@ -15,7 +16,8 @@ def policy_loss(entropies: list[Tensor]) -> Tensor:
     """The policy loss of a random dream, from a normaliser that has seen nothing."""
     rng = torch.Generator().manual_seed(0)
     reward, cont, slow, log_prob = torch.rand(4, ROWS, STEPS, generator=rng)
-    dream = Dream(torch.zeros(ROWS, STEPS, 1), torch.zeros(ROWS, STEPS, 1), reward, cont)
+    nothing = torch.zeros(ROWS, STEPS, 1)
+    dream = Dream(State(nothing, nothing.int()), nothing, reward, cont)
     logits = torch.randn(ROWS, STEPS, 255, generator=rng)
     return make_agent().behavior.actor_critic_losses(dream, log_prob, entropies, logits, slow)[0]["policy"]
 

@@ -5,7 +5,7 @@ import torch
 from golden_arrays import FORWARD, GRADIENT, Arrays, Golden
 from torch import Tensor
 
-from fastdreamer.batch import Batch
+from fastdreamer.batch import Batch, State
 from fastdreamer.behavior import LAMBDA, Behavior, Dream
 from fastdreamer.config import LossConfig, ModelConfig
 from fastdreamer.dists import action_log_prob_entropy
@@ -44,8 +44,8 @@ def record_dream(arrays: Arrays, action: Tensor) -> tuple[Dream, dict[str, Tenso
     """The dream, without gradient as `Agent.dream` makes it, and the tensors behind it."""
     leaves = {key: arrays.read(key).requires_grad_() for key in ("rew", "con")}
     with torch.no_grad():
-        feat = torch.zeros(*action.shape[:2], FEAT)
-        return Dream(feat, action, leaves["rew"].clone(), leaves["con"].clone()), leaves
+        nothing = torch.zeros(*action.shape[:2], 1)
+        return Dream(State(nothing, nothing.int()), action, leaves["rew"].clone(), leaves["con"].clone()), leaves
 
 
 def largest(gradient: Tensor | None) -> Tensor:

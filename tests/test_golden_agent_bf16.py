@@ -39,8 +39,7 @@ class HalfCase(Case):
 
 def firm_rows(agent: Agent, dream: Dream) -> Tensor:
     """(N,) bool: trajectories in which no latent was a near tie; after one, rounding may choose another future."""
-    deter = dream.feat[:, 1:, : agent.world.dyn.dims.deter]
-    logits = agent.world.dyn.prior(deter).detach().float()
+    logits = agent.world.dyn.prior(dream.states.deter[:, 1:]).detach().float()
     best, second = logits.topk(2).values.unbind(-1)
     firm = (best - second > TIE * logits.abs().amax(-1)).all(-1).all(-1)
     assert firm.float().mean() >= 0.5, "most trajectories must be without near ties"

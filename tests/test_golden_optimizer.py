@@ -5,7 +5,8 @@ import torch
 from golden_arrays import Arrays, Golden, Tolerance
 from torch import Tensor, nn
 
-from fastdreamer.optim import BETA2, LaProp
+from fastdreamer.optim import LaProp
+from fastdreamer_kernels.laprop_agc.reference import BETA2
 
 DEFAULT_LR, DEFAULT_WARMUP, AGC = 4e-5, 1000, 0.3
 VARIANTS = {
@@ -25,7 +26,7 @@ UPDATES = Tolerance(2e-4, largest=2e-5)
 def make(arrays: Arrays, variant: str, dtype: torch.dtype) -> LaProp:
     params = {name: nn.Parameter(value.to(dtype)) for name, value in arrays.group("param0:").items()}
     lr, warmup, agc, weight_decay = VARIANTS[variant]
-    return LaProp(params, lr, warmup, agc, weight_decay)
+    return LaProp(params, lr, warmup, agc, weight_decay=weight_decay)
 
 
 def step(optimizer: LaProp, grads: dict[str, Tensor], t: int) -> list[Tensor]:

@@ -153,7 +153,7 @@ def test_imagine_with_given_actions(golden: Golden) -> None:
     for t in range(actions.shape[1]):
         deter = core_step(rssm, deter, stoch, actions[:, t])
         logits = rssm.prior(deter)
-        _, stoch = unimix_sample(logits, midpoints(logits, UNIMIX), UNIMIX)
+        stoch = unimix_sample(logits, midpoints(logits, UNIMIX), UNIMIX).onehot
         steps.append((deter, stoch, logits))
     outputs = dict(
         zip(

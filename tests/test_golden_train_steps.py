@@ -29,7 +29,7 @@ class Trained:
 
     def __init__(self, case: Case) -> None:
         self.case, self.parameters = case, case.agent.official_parameters()
-        self.optimizer = LaProp(self.parameters, LR, WARMUP, AGC)
+        self.optimizer = LaProp(self.parameters, LR, WARMUP, AGC, self.case.agent.slow_parameters())
         self.least = {name: torch.full_like(value, torch.inf) for name, value in self.parameters.items()}
         self.slow_updates = 0
         carry, steps = None, []
@@ -48,7 +48,6 @@ class Trained:
             grad = parameter.grad.abs()
             self.least[name] = torch.minimum(self.least[name], grad / grad.max())
         metrics = out.metrics | self.optimizer.step()
-        self.case.agent.behavior.update_slow_value()
         self.slow_updates += 1
         count = sum(parameter.numel() for parameter in self.parameters.values())
         return metrics | {

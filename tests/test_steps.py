@@ -13,7 +13,8 @@ from fastdreamer.steps import ActStep, TrainStep
 
 def make_train_step() -> tuple[Agent, TrainStep]:
     agent = make_agent()
-    return agent, TrainStep(agent, LaProp(agent.official_parameters(), lr=1e-2, warmup=0, agc=0.3), seed=5)
+    optimizer = LaProp(agent.official_parameters(), 1e-2, warmup=0, agc=0.3, slow=agent.slow_parameters())
+    return agent, TrainStep(agent, optimizer, seed=5)
 
 
 def snapshot(module: torch.nn.Module) -> list[Tensor]:
