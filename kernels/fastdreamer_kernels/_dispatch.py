@@ -25,6 +25,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 _libraries = {backend: torch.library.Library(f"fastdreamer_{backend}", "DEF") for backend in KERNELS}
 _backends: dict[str, tuple[Backend, ...]] = {}
+_of_any_dtype: set[str] = set()
 
 
 class Gradient(NamedTuple):
@@ -37,10 +38,15 @@ class Gradient(NamedTuple):
     backward: Callable[..., Any]
 
 
-def define(op: str, *backends: Backend) -> None:
-    """Names the backends of an op beside its reference, the fastest first."""
+def define(op: str, *backends: Backend, of_any_dtype: bool = False) -> None:
+    """Names the backends of an op beside its reference, the fastest first.
+
+    of_any_dtype: its tensors do not follow the dtype that the networks compute in.
+    """
     assert op not in _backends, op
     _backends[op] = (*backends, "reference")
+    if of_any_dtype:
+        _of_any_dtype.add(op)
 
 
 def register(
@@ -86,13 +92,19 @@ def kernel(name: str, backend: str) -> Callable[..., Any]:
     return getattr(getattr(torch.ops, f"fastdreamer_{backend}"), name).default
 
 
+def backends() -> dict[str, tuple[Backend, ...]]:
+    """The backends of every op, the fastest first."""
+    return dict(_backends)
+
+
 def choose(op: str, like: torch.Tensor, backend: str | None = None) -> str:
     """The backend that `op` runs on for a tensor like this. Raises ValueError for one that cannot run there."""
     return _choose(op, like.device.type, like.dtype, backend)
 
 
 def _choose(op: str, device: str, dtype: torch.dtype, backend: str | None = None) -> str:
-    able = [each for each in _backends[op] if _can_run(each, device, dtype)]
+    computed = torch.float32 if op in _of_any_dtype else dtype
+    able = [each for each in _backends[op] if _can_run(each, device, computed)]
     named = backend or os.environ.get("FASTDREAMER_KERNELS") or None
     if named is None:
         return next(each for each in able if each != "triton" or device == "cuda")

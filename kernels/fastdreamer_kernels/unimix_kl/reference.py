@@ -1,14 +1,8 @@
 """Both KL terms of the world model in plain PyTorch. Source: SPEC 1.4 and 2.6."""
 
-import torch
 from torch import Tensor
 
-from fastdreamer_kernels.unimix_sample.reference import mixed_probs
-
-
-def mixed_log_probs(logits: Tensor, unimix: float) -> Tensor:
-    """log of the mixed probabilities, float32; exact log-softmax when nothing is mixed in."""
-    return torch.log_softmax(logits.float(), -1) if unimix == 0 else mixed_probs(logits, unimix).log()
+from fastdreamer_kernels.unimix_sample.reference import mixed_log_probs
 
 
 def unimix_kl(post: Tensor, prior: Tensor, unimix: float, free_nats: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
