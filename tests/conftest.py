@@ -1,5 +1,10 @@
+import os
+
 import pytest
 import torch
+
+# Read when triton is imported: without a GPU its kernels run in the interpreter.
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
 pytest_plugins = ["golden_plugin"]
 
