@@ -1,6 +1,7 @@
 # make train ARGS="cartpole --run.seed 1"; the first run installs into .venv. Another PYTHON or TORCH: make clean before.
 PYTHON ?= python3
-TORCH ?= torch==2.13.0
+# the Triton that this torch has on a GPU
+TORCH ?= torch==2.13.0 triton==3.7.1
 ARGS ?=
 
 VENV := .venv
@@ -9,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 NEEDS := import sys; sys.exit(sys.version_info < (3, 11) and f"fastdreamer needs Python 3.11, got {sys.version.split()[0]}")
 
-.PHONY: train test test-slow lint clean
+.PHONY: train test test-slow kernels-check bench lint clean
 
 train: $(VENV)/.train
 	@$(BIN)/python -m fastdreamer.train $(ARGS)
@@ -19,6 +20,12 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(PYTEST) -m slow $(ARGS)
+
+kernels-check: $(VENV)/.test
+	$(BIN)/python -m bench.kernels_check $(ARGS)
+
+bench: $(VENV)/.test
+	$(PYTEST) bench $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -37,10 +44,12 @@ $(VENV)/.torch: $(VENV)/.made
 	$(PIP) $(TORCH)
 	@touch $@
 
-$(VENV)/.train: $(VENV)/.torch pyproject.toml setup.py
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard kernels/csrc/* kernels/fastdreamer_kernels/*/*.cpp)
+
+$(VENV)/.train: $(VENV)/.torch $(SOURCES)
 	$(PIP) --quiet -e .
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.torch pyproject.toml setup.py
+$(VENV)/.test: $(VENV)/.torch $(SOURCES)
 	$(PIP) --quiet -e '.[test]'
 	@touch $@ $(VENV)/.train

@@ -12,6 +12,7 @@ from fastdreamer.agent import Agent, official_name
 from fastdreamer.config import Config
 from fastdreamer.env import Step, make_env, mask_action
 from fastdreamer.episodes import EpisodeTracker
+from fastdreamer.matmul import pick_matmul
 from fastdreamer.metrics import Metrics
 from fastdreamer.noise import Noise, Stream
 from fastdreamer.optim import LaProp
@@ -59,7 +60,8 @@ class Training:
             "%s: %d x %s, %s with %s parameters, %s on %s", config.preset, config.env.num_envs, config.env.id,
             config.model.size, f"{sum(p.numel() for p in self.optimizer.params):,}", dtype, device,
         )  # fmt: skip
-        logger.info("%s", report(device, dtype))
+        matmul = f", {pick_matmul()} for torch's matmuls" if device.type == "cpu" else ""
+        logger.info("%s%s", report(device, dtype), matmul)
 
     @property
     def env_steps(self) -> int:

@@ -18,6 +18,11 @@ from fastdreamer_kernels.functional import Layer, Projection, block_linear, laye
 
 TRUNCATION = 1.1368  # restores the standard deviation that cutting a normal at 2 takes away
 STAGES = (2, 3, 4, 4)  # image channels per stage, in units of depth
+# Which of the five taps of a kernel on upsampled pixels fall on each of three small pixels, for even and odd outputs.
+PHASES = (
+    ((1.0, 1.0, 0.0, 0.0, 0.0), (0.0, 0.0, 1.0, 1.0, 0.0), (0.0, 0.0, 0.0, 0.0, 1.0)),
+    ((1.0, 0.0, 0.0, 0.0, 0.0), (0.0, 1.0, 1.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0, 1.0)),
+)
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -67,6 +72,21 @@ class Conv(Kernel):
     def forward(self, x: Tensor) -> Tensor:
         kernel, bias = self.weights(x.dtype)
         return F.conv2d(x.permute(0, 3, 1, 2), kernel, bias, padding=2).permute(0, 2, 3, 1)
+
+
+class UpConv(Conv):
+    """Nearest-neighbour upsampling, then the convolution: (N, H, W, inputs) -> (N, 2H, 2W, units).
+
+    On upsampled pixels the 5x5 window sees only 3x3 different values, so each of the four phases of the output is a 3x3
+    convolution of the small image, whose kernel sums taps of the large one: 9 products instead of 25.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        fold = torch.tensor(PHASES, device=x.device)
+        kernel = torch.einsum("pay,qbx,oiyx->opqiab", fold, fold, self.kernel).flatten(0, 2).to(x.dtype)
+        bias = self.bias.to(x.dtype).repeat_interleave(4)
+        phases = F.conv2d(x.permute(0, 3, 1, 2), kernel.contiguous(memory_format=torch.channels_last), bias, padding=1)
+        return F.pixel_shuffle(phases, 2).permute(0, 2, 3, 1)
 
 
 class Norm(nn.Module):
@@ -238,10 +258,10 @@ class Decoder(nn.Module):
             self.sp2 = Linear(2 * units, size)
             self.spnorm = Norm(channels)
             for i in reversed(range(len(STAGES) - 1)):
-                self.add_module(f"conv{i}", Conv(channels, depth * STAGES[i]))
+                self.add_module(f"conv{i}", UpConv(channels, depth * STAGES[i]))
                 self.add_module(f"conv{i}norm", Norm(depth * STAGES[i]))
                 channels = depth * STAGES[i]
-            self.imgout = Conv(channels, sum(space.shape[2] for space in self.images.values()))
+            self.imgout = UpConv(channels, sum(space.shape[2] for space in self.images.values()))
 
     def forward(self, deter: Tensor, stoch: Tensor) -> dict[str, Tensor]:
         predictions = {}
@@ -264,14 +284,9 @@ class Decoder(nn.Module):
         spatial = self.sp2(norm_act(self.sp1(stoch), self.sp1norm.scale))
         x = norm_act(x + spatial.view(x.shape), self.spnorm.scale)
         for i in reversed(range(len(STAGES) - 1)):
-            x = self.get_submodule(f"conv{i}")(upsample(x))
+            x = self.get_submodule(f"conv{i}")(x)
             x = norm_act(x, norm_scale(self, f"conv{i}norm"))
-        return torch.sigmoid(self.imgout(upsample(x)))
-
-
-def upsample(x: Tensor) -> Tensor:
-    """(N, H, W, C) -> (N, 2H, 2W, C), nearest neighbour."""
-    return F.interpolate(x.permute(0, 3, 1, 2), scale_factor=2, mode="nearest").permute(0, 2, 3, 1)
+        return torch.sigmoid(self.imgout(x))
 
 
 def split_spaces(spaces: Spaces) -> tuple[Spaces, Spaces]:

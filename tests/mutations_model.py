@@ -84,10 +84,11 @@ LAYERS = {
     "channels of a block spread": Mutation(
         NETS, "x.permute(0, 2, 3, 1, 4).flatten(3)", "x.permute(0, 2, 3, 4, 1).flatten(3)", CODED
     ),
-    "image before its sigmoid": Mutation(
-        NETS, "torch.sigmoid(self.imgout(upsample(x)))", "self.imgout(upsample(x))", CODED
+    "image before its sigmoid": Mutation(NETS, "torch.sigmoid(self.imgout(x))", "self.imgout(x)", CODED),
+    "upsampled taps shifted": Mutation(
+        NETS, "((1.0, 0.0, 0.0, 0.0, 0.0), (0.0, 1.0, 1.0,", "((1.0, 1.0, 0.0, 0.0, 0.0), (0.0, 0.0, 1.0,", CODED
     ),
-    "bilinear upsampling": Mutation(NETS, 'mode="nearest"', 'mode="bilinear"', CODED),
+    "phases in columns first": Mutation(NETS, "->opqiab", "->oqpiab", CODED),
 }
 
 RECURRENT = {
