@@ -141,8 +141,8 @@ def make_weights(n: Sizes, keys: tuple[ActionKey, ...] = ()) -> Weights:
     return Weights(core, posterior, prior, Policy(trunk, outputs))
 
 
-def act(policy: Policy, keys: tuple[ActionKey, ...], feat: Tensor, noise: Tensor) -> Tensor:
-    """The flat action: a class of plain softmax by its uniform, or tanh(mean) + std times a normal."""
+def act(policy: Policy, keys: tuple[ActionKey, ...], feat: Tensor, noise: Tensor, unimix: float = 0.0) -> Tensor:
+    """The flat action: a class by its uniform, or tanh(mean) + std times a normal."""
     for layer in policy.trunk:
         feat = dense(feat, layer)
     parts, begin = [], 0
@@ -150,7 +150,7 @@ def act(policy: Policy, keys: tuple[ActionKey, ...], feat: Tensor, noise: Tensor
         part, begin = noise[:, begin : begin + key.elements], begin + key.elements
         outs = [feat @ out.kernel + out.bias for out in outputs]
         if key.classes:
-            parts.append(sample(outs[0].unflatten(-1, (key.elements, key.classes)), part, 0.0).flatten(1))
+            parts.append(sample(outs[0].unflatten(-1, (key.elements, key.classes)), part, unimix).flatten(1))
         else:
             parts.append(torch.tanh(outs[0]) + (0.9 * torch.sigmoid(outs[1] + 2) + 0.1) * part)
     return torch.cat(parts, -1)

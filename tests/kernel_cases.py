@@ -54,17 +54,21 @@ def edge_distance(logits: Tensor, uniform: Tensor, unimix: float) -> Tensor:
     return (edges - uniform.double().unsqueeze(-1)).abs().amin(-1) if edges.shape[-1] else torch.ones(uniform.shape)
 
 
-def sample_case(lead: tuple[int, ...], classes: int, unimix: float, seed: int = 0, spread: float = 2.0) -> Case:
-    logits, uniform = spread * normal(seed, *lead, classes), uniforms(seed + 1, *lead)
+def leave_edges(logits: Tensor, uniform: Tensor, unimix: float) -> Tensor:
+    """The uniforms, but in the middle of the likeliest class where they were close to an edge."""
     probs = mixed(logits, unimix)
     largest = probs.argmax(-1, keepdim=True)
     middle = (probs.cumsum(-1) - probs / 2).gather(-1, largest).squeeze(-1).float()
-    uniform = torch.where(edge_distance(logits, uniform, unimix) < 10 * EDGE, middle, uniform)
+    return torch.where(edge_distance(logits, uniform, unimix) < 10 * EDGE, middle, uniform)
+
+
+def sample_case(lead: tuple[int, ...], classes: int, unimix: float, seed: int = 0, spread: float = 2.0) -> Case:
+    logits, uniform = spread * normal(seed, *lead, classes), uniforms(seed + 1, *lead)
     return Case(
         shaped("unimix_sample", lead, classes, unimix),
         lambda backend, *x: tuple(unimix_sample(*x, unimix, backend=backend)),
         lambda *x: sample_formula(*x, unimix),
-        (logits, uniform),
+        (logits, leave_edges(logits, uniform, unimix)),
         (0,),
         ROUNDING,
     )

@@ -20,7 +20,6 @@ def kernels_check(*options: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.slow
 def test_kernels_compile_within_their_budgets() -> None:
     result = kernels_check(BUDGETS)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -300,12 +300,16 @@ def other_instruction_sets() -> list[str]:
 @needs_native
 @pytest.mark.parametrize("isa", other_instruction_sets())
 def test_instruction_sets_agree(isa: str, tmp_path: Path) -> None:
+    assert_instruction_set_agrees(isa, tmp_path, "test_kernels_backends", RAGGED + LARGE)
+
+
+def assert_instruction_set_agrees(isa: str, folder: Path, module: str, cases: list[Case]) -> None:
     """Indices and copies exactly; floats but for fused multiply-adds, which base does not have."""
-    script = f"import test_kernels_backends as t; t.save_results({str(tmp_path / 'results')!r})"
+    script = f"import {module} as t; t.save_results({str(folder / 'results')!r})"
     environment = os.environ | {"FASTDREAMER_ISA": isa, "PYTHONPATH": str(Path(__file__).parent)}
     subprocess.run([sys.executable, "-c", script], env=environment, check=True, timeout=120)
-    other = load_file(tmp_path / "results")
-    for case in RAGGED + LARGE:
+    other = load_file(folder / "results")
+    for case in cases:
         for i, mine in enumerate(results(case)):
             theirs = other[f"{case.name}/{i}"]
             if case.op == "replay_gather":
@@ -314,10 +318,8 @@ def test_instruction_sets_agree(isa: str, tmp_path: Path) -> None:
                 assert_near(mine, theirs, case.absolute)
 
 
-def save_results(path: str) -> None:
-    save_file(
-        {f"{case.name}/{i}": x.contiguous() for case in RAGGED + LARGE for i, x in enumerate(results(case))}, path
-    )
+def save_results(path: str, cases: list[Case] = RAGGED + LARGE) -> None:
+    save_file({f"{case.name}/{i}": x.contiguous() for case in cases for i, x in enumerate(results(case))}, path)
 
 
 @needs_native
@@ -442,15 +444,18 @@ def resident_bytes() -> int:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 @pytest.mark.parametrize("op", sorted({case.op for case in RAGGED}))
 def test_calls_do_not_leak(op: str) -> None:
-    case = next(case for case in LARGE if case.op == op)
-    small = next(case for case in RAGGED if case.op == op)
+    small, big = (next(case for case in cases if case.op == op) for cases in (RAGGED, LARGE))
+    assert_no_leak(small, big)
+
+
+def assert_no_leak(small: Case, big: Case) -> None:
     for _ in range(200):
-        results(small), results(case)
+        results(small), results(big)
     before = resident_bytes()
     for _ in range(10_000):
         results(small)
     for _ in range(100):
-        results(case)
+        results(big)
     assert resident_bytes() - before < 4 << 20
 
 

@@ -1,4 +1,4 @@
-"""The recurrent ops of the reference against their formulas in float64: one gated update, observing, imagining."""
+"""The recurrent ops on the CPU against their formulas in float64: one gated update, observing, imagining."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from torch.utils import _pytree as pytree
 
-from fastdreamer_kernels import block_gru, imagine_sequence, observe_sequence
+from fastdreamer_kernels import _native, block_gru, imagine_sequence, observe_sequence
 from fastdreamer_kernels.policy import ActionKey
 
 UNIMIX = 0.01
@@ -31,6 +31,14 @@ SIZES = [
     Sizes(B=5, T=4, D=10, G=5, M=8, S=2, K=17, E=3, A=4),
 ]
 KEYS = (ActionKey(elements=2, classes=3), ActionKey(elements=1, classes=0))
+
+
+@pytest.fixture(autouse=True, params=["reference", "native"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs on both."""
+    if request.param == "native" and _native.library is None:
+        pytest.skip("the native library was not built")
+    monkeypatch.setenv("FASTDREAMER_KERNELS", request.param)
 
 
 def widen(tree: Weights) -> Weights:
@@ -72,7 +80,9 @@ def test_gated_update_keeps_its_state_where_the_update_gate_is_shut() -> None:
     assert_close(block_gru(normal(1, 2, 4), torch.ones(4), kernel, bias.flatten(), deter), deter)
 
 
-def observe(weights: Weights, n: Sizes, inputs: Observed) -> tuple[Tensor, Tensor, Tensor]:
+def observe(
+    weights: Weights, n: Sizes, inputs: Observed, unimix: float = UNIMIX
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """deter, one-hot and logits (B, T, ...) step by step in float64."""
     deter, embed = inputs.deter.double(), inputs.embed.double()
     stoch = F.one_hot(inputs.stoch.long(), n.K).double()
@@ -81,7 +91,7 @@ def observe(weights: Weights, n: Sizes, inputs: Observed) -> tuple[Tensor, Tenso
         keep = 1.0 - inputs.is_first[:, t, None].double()
         deter = core_step(weights.core, deter * keep, stoch.flatten(1) * keep, inputs.action[:, t].double() * keep)
         post = logits(torch.cat([deter, embed[:, t]], -1), weights.posterior, n.S)
-        stoch = sample(post, inputs.uniform[:, t], UNIMIX)
+        stoch = sample(post, inputs.uniform[:, t], unimix)
         steps.append((deter, stoch, post))
     deters, stochs, posts = (torch.stack(column, 1) for column in zip(*steps, strict=True))
     return deters, stochs, posts
@@ -127,6 +137,26 @@ def test_observe_after_a_reset_forgets_everything_before() -> None:
     assert not torch.equal(runs[0][0][:, :3], runs[1][0][:, :3])
 
 
+@torch.no_grad()
+def imagine(
+    weights: Weights, keys: tuple[ActionKey, ...], deter: Tensor, stoch: Tensor, uniform: Tensor, noise: Tensor,
+    unimix: float, actor_unimix: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """deter, stoch int32 and action (N, H+1, ...) step by step in float64."""
+    groups, classes = stoch.shape[1], weights.core.stoch.kernel.shape[0] // stoch.shape[1]
+    state, latent = deter.double(), F.one_hot(stoch.long(), classes).double()
+    steps = []
+    for h in range(noise.shape[1]):
+        feat = torch.cat([state, latent.flatten(1)], -1)
+        action = act(weights.policy, keys, feat, noise[:, h].double(), actor_unimix)
+        steps.append((state, latent.argmax(-1).int(), action))
+        if h < uniform.shape[1]:
+            state = core_step(weights.core, state, latent.flatten(1), action)
+            latent = sample(logits(state, weights.prior, groups), uniform[:, h], unimix)
+    deters, stochs, actions = (torch.stack(column, 1) for column in zip(*steps, strict=True))
+    return deters, stochs, actions
+
+
 @pytest.mark.parametrize("n", [sizes._replace(A=sum(key.width for key in KEYS)) for sizes in SIZES])
 def test_imagine(n: Sizes) -> None:
     weights = make_weights(n, KEYS)
@@ -137,13 +167,6 @@ def test_imagine(n: Sizes) -> None:
     noise[:, :, 2] = 2 * normal(54, n.B, n.T + 1)  # beyond 1 after the mean: the core scales, the record does not
     got = imagine_sequence(weights.core, weights.prior, weights.policy, KEYS, deter, stoch, uniform, noise, UNIMIX, 0.0)
     assert not any(value.requires_grad for value in got)
-    wide, state, latent = widen(weights), deter.double(), F.one_hot(stoch.long(), n.K).double()
-    steps = []
-    for h in range(n.T + 1):
-        action = act(wide.policy, KEYS, torch.cat([state, latent.flatten(1)], -1), noise[:, h].double())
-        steps.append((state.float(), latent.argmax(-1).int(), action.float()))
-        if h < n.T:
-            state = core_step(wide.core, state, latent.flatten(1), action)
-            latent = sample(logits(state, wide.prior, n.S), uniform[:, h], UNIMIX)
-    for actual, column in zip(got, zip(*steps, strict=True), strict=True):
-        assert_close(actual, torch.stack(column, 1), rtol=1e-4, atol=1e-5)
+    expected = imagine(widen(weights), KEYS, deter, stoch, uniform, noise, UNIMIX)
+    for actual, value in zip(got, expected, strict=True):
+        assert_close(actual, value.to(actual.dtype), rtol=1e-4, atol=1e-5)

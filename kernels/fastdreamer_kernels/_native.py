@@ -56,7 +56,7 @@ def _convert(value: Argument) -> object:
 
 
 def _address(tensor: Tensor) -> int:
-    assert tensor.is_contiguous() and tensor.device.type == "cpu", "a native op takes contiguous CPU tensors"
+    assert tensor.is_contiguous() and tensor.is_cpu, "a native op takes contiguous CPU tensors"
     return tensor.data_ptr()
 
 

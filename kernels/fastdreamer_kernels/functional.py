@@ -3,14 +3,15 @@
 Weights arrive in the compute dtype; norm scales stay float32. Source: SPEC 2.1.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 NORM_EPS = 1e-4
+
+Weights: TypeAlias = tuple["Tensor | Weights", ...]
 
 
 class Layer(NamedTuple):
@@ -28,9 +29,12 @@ class Projection(NamedTuple):
     bias: Tensor
 
 
-def flatten(weights: tuple[object, ...]) -> list[Tensor]:
+def flatten(weights: Weights) -> list[Tensor]:
     """The tensors of nested named tuples in the order of their fields: what a kernel takes."""
-    return [weight.contiguous() for weight in pytree.tree_leaves(weights)]
+    flat: list[Tensor] = []
+    for part in weights:
+        flat += [part.contiguous()] if isinstance(part, Tensor) else flatten(part)
+    return flat
 
 
 def linear(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:

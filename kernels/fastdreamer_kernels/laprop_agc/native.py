@@ -33,6 +33,7 @@ def _dense(params: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
     views = []
     for param, x in zip(params, tensors, strict=bool(tensors)):
         assert x.stride() == param.stride(), (x.stride(), param.stride())
-        order = sorted(range(x.ndim), key=x.stride, reverse=True)
-        views.append(x if x.is_contiguous() else x.permute(order))
+        if not x.is_contiguous():
+            x = x.permute(sorted(range(x.ndim), key=x.stride, reverse=True))
+        views.append(x)
     return views

@@ -35,7 +35,7 @@ inline Place place(int64_t bins, const float* values, float target) {
     (values[middle] <= target ? low : high) = middle;
   }
   float weight = (target - values[low]) / (values[low + 1] - values[low]);
-  return {low, min_of(max_of(weight, 0.0f), 1.0f)};
+  return {low, min_of(1.0f, max_of(0.0f, weight))};  // in this order a NaN comes through
 }
 
 template <class F>
@@ -68,7 +68,8 @@ FD_OP(twohot_loss)
     float e[kMaxBins];
     const float* x = logits + r * bins;
     Exps of = exps(bins, x, e);
-    float log_sum = of.largest + scalar(of.sum, vlog), total = 0;
+    float nan = of.sum - of.sum;  // 0, but NaN where a logit is, which vlog does not see
+    float log_sum = of.largest + scalar(of.sum, vlog) + nan, total = 0;
     for (int64_t j = 0; j < targets; ++j) {
       Place at = place(bins, values, target[r * targets + j]);
       total -= (1 - at.weight) * (x[at.below] - log_sum) + at.weight * (x[at.below + 1] - log_sum);

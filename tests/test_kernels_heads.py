@@ -1,0 +1,303 @@
+"""The ops that run parts of the model, reference and native, against float64: observe, imagine, state_mlp, twohot."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import kernel_model_cases
+import pytest
+import test_kernels_backends as backends
+import torch
+from formulas import Sizes, make_weights, normal, observed, uniforms
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_cases import Case
+from kernel_model_cases import MANY, MIXED, imagine_case, loss_case, make_bins, mean_case, observe_case, state_mlp_case
+from test_kernels_backends import CPU, bytes_of, check, named, needs_native, results
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fastdreamer_kernels import (
+    _dispatch,
+    imagine_sequence,
+    observe_sequence,
+    state_mlp,
+    twohot_loss,
+    twohot_mean,
+)
+
+BACKENDS = CPU[:2]  # Triton's sequence ops have tests of their own; heads and values have no Triton on purpose
+RAGGED, LARGE = list(kernel_model_cases.ragged()), list(kernel_model_cases.large())
+OPS = sorted({case.op for case in RAGGED})
+poisoned, threads = backends.poisoned, backends.threads
+
+
+def first_of(op: str, cases: list[Case] = RAGGED) -> Case:
+    return next(case for case in cases if case.op == op)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", named(RAGGED))
+@pytest.mark.usefixtures("poisoned")
+def test_values_and_gradients(case: Case, backend: str) -> None:
+    check(case, backend)
+
+
+@needs_native
+@pytest.mark.parametrize("case", named(LARGE))
+@pytest.mark.usefixtures("poisoned")
+def test_large_values_and_gradients(case: Case) -> None:
+    check(case, "native")
+
+
+@needs_native
+@pytest.mark.parametrize("case", named([case for case in RAGGED + LARGE if case.op == "state_mlp"]))
+def test_state_mlp_gives_the_same_where_it_keeps_nothing(case: Case) -> None:
+    """Frozen weights take the path without memory for the backward pass."""
+    assert bytes_of(case.call("native", *case.inputs)) == bytes_of((results(case)[0],))
+
+
+def kernel_calls() -> Iterator[tuple[str, tuple[Any, ...]]]:
+    def trained(tensors: list[Tensor]) -> list[Tensor]:
+        return [x.clone().requires_grad_() for x in tensors]
+
+    n = Sizes(B=3, T=2, D=4, G=2, M=5, S=2, K=3, E=3, A=7)
+    weights, inputs = make_weights(n, MIXED), observed(n)
+    core, post, prior, policy = (
+        pytree.tree_leaves(tree) for tree in (weights.core, weights.posterior, weights.prior, weights.policy)
+    )
+    given_ = (inputs.deter, inputs.stoch, inputs.embed.clone().requires_grad_(), *inputs[3:])
+    yield "observe_sequence", (trained(core), trained(post), *given_, 0.01)
+    deters, stochs, onehots, logits, saved = _dispatch.kernel("observe_sequence", "native")(core, post, *inputs, 0.01)
+    grads = (normal(70 + i, *x.shape) for i, x in enumerate((deters, onehots, logits)))
+    kept = (inputs.stoch, inputs.embed, inputs.action, inputs.is_first, deters, stochs, logits, saved)
+    yield "observe_sequence_backward", (*grads, core, post, *kept, 0.01)
+    noise = (uniforms(80, n.B, n.T, n.S), uniforms(81, n.B, n.T + 1, 3))
+    keys = [number for key in MIXED for number in key]
+    yield "imagine_sequence", (core, prior, policy, 2, keys, inputs.deter, inputs.stoch, *noise, 0.01, 0.0)
+    *head, deter, stoch = state_mlp_case((4,), 5, 3, 4, (7, 9), 3).inputs
+    for keep in (True, False):
+        yield "state_mlp", (trained(head) if keep else head, deter, stoch, keep)
+    _, kept_layers = _dispatch.kernel("state_mlp", "native")(head, deter, stoch, True)
+    yield "state_mlp_backward", (normal(82, 4, 3), head, deter, stoch, kept_layers)
+    values, bins, *targets = loss_case((6,), 9, 2).inputs
+    stacked = torch.stack(targets, -1)
+    yield "twohot_mean", (values, bins)
+    yield "twohot_loss", (values.clone().requires_grad_(), bins, stacked)
+    yield "twohot_loss_backward", (normal(83, 6), values, bins, stacked)
+
+
+@needs_native
+@pytest.mark.parametrize("index", range(9))
+def test_native_kernels_are_proper_ops(index: int) -> None:
+    name, args = list(kernel_calls())[index]
+    checks = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
+    torch.library.opcheck(_dispatch.kernel(name, "native"), args, test_utils=checks)
+
+
+@needs_native
+@pytest.mark.parametrize("op", OPS)
+def test_contracts_trace_without_a_break(op: str) -> None:
+    case = next(case for case in RAGGED if case.op == op and case.inputs[-1].numel() > 6)
+    traced = torch.compile(case.call, backend="aot_eager", fullgraph=True, dynamic=True)
+    expected = results(case)
+    for actual, value in zip(results(case._replace(call=traced)), expected, strict=True):
+        assert torch.equal(actual, value)
+
+
+@needs_native
+@pytest.mark.parametrize("case", named(LARGE))
+def test_results_do_not_depend_on_the_number_of_threads(case: Case, threads: Callable[[int], None]) -> None:
+    """Observing gives each thread rows of its own, as many as there are for it."""
+    runs = []
+    for count in (1, 2, 3, 7, 2):
+        threads(count)
+        runs.append(bytes_of(tuple(results(case))))
+    assert runs[0] and all(run == runs[0] for run in runs[1:])
+
+
+@needs_native
+@pytest.mark.parametrize("isa", backends.other_instruction_sets())
+def test_instruction_sets_agree(isa: str, tmp_path: Path) -> None:
+    backends.assert_instruction_set_agrees(isa, tmp_path, "test_kernels_heads", RAGGED + LARGE)
+
+
+def save_results(path: str) -> None:
+    backends.save_results(path, RAGGED + LARGE)
+
+
+# Two-hot values at their edges
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bins", [3, 15, 17, 255, 1023])
+def test_equal_logits_mean_exactly_nothing(backend: str, bins: int) -> None:
+    """The mass of mirrored bins cancels before it meets values of 5e8."""
+    values = make_bins(bins, 20.0)
+    for level in (0.0, -3.7, 1e4):
+        assert (twohot_mean(torch.full((2, bins), level), values, backend=backend) == 0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_targets_on_the_bins_and_beyond_the_ends_have_one_bin(backend: str) -> None:
+    values, logits = make_bins(9, 3.0), normal(0, 12, 9)
+    expected = -torch.log_softmax(logits, -1)
+    targets = torch.cat([values, torch.tensor([-1e30, 1e30, torch.inf])])
+    loss = twohot_loss(logits, values, targets, backend=backend)
+    picked = [*range(9), 0, 8, 8]
+    torch.testing.assert_close(loss, expected[torch.arange(12), picked], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_nan_is_not_hidden(backend: str) -> None:
+    for bins in (9, 41):
+        values, targets = make_bins(bins, 3.0), normal(1, 4)
+        for place in (0, 1, bins - 1):
+            logits = normal(0, 4, bins)
+            logits[2, place] = torch.nan
+            mean, loss = (
+                twohot_mean(logits, values, backend=backend),
+                twohot_loss(logits, values, targets, backend=backend),
+            )
+            assert mean.isnan().tolist() == loss.isnan().tolist() == [False, False, True, False]
+        targets[1] = torch.nan
+        loss = twohot_loss(normal(0, 4, bins), values, targets, targets + 1, backend=backend)
+        assert loss.isnan().tolist() == [False, True, False, False]
+    case = state_mlp_case((3,), 5, 3, 4, (7, 9), 3)
+    *head, deter, stoch = case.inputs
+    deter[1, 2] = torch.nan
+    (out,) = case.call(backend, *head, deter, stoch)
+    assert out.isnan().all(1).tolist() == [False, True, False] and out.isnan().any(1).sum() == 1
+    n = Sizes(B=3, T=3, D=4, G=2, M=5, S=2, K=3, E=3, A=7)
+    weights, inputs = make_weights(n, MIXED), observed(n)
+    inputs = inputs._replace(is_first=torch.zeros(n.B, n.T, dtype=torch.bool))
+    inputs.is_first[1, 2] = True
+    inputs.deter[1, 0] = torch.nan
+    deters, stochs, _, logits = observe_sequence(weights.core, weights.posterior, *inputs, 0.01, backend=backend)
+    for out in (deters, logits.flatten(2)):  # the native kernel forgets it at the reset, the reference does not
+        assert out[:, :2].isnan().any(2).tolist() == [[False] * 2, [True] * 2, [False] * 2]
+    noise = uniforms(1, n.B, n.T, n.S), uniforms(2, n.B, n.T + 1, 3)
+    dream = imagine_sequence(
+        weights.core, weights.prior, weights.policy, MIXED, inputs.deter, inputs.stoch, *noise, 0.01, 0.0,
+        backend=backend,
+    )  # fmt: skip
+    assert dream[0].isnan().any(2).any(1).tolist() == [False, True, False]
+    for index in (stochs, dream[1]):
+        assert ((index >= 0) & (index < n.K)).all()
+
+
+# What the contracts refuse
+
+SIZES = Sizes(B=3, T=2, D=4, G=2, M=5, S=2, K=3, E=3, A=7)
+WEIGHTS = make_weights(SIZES, MIXED)
+
+
+def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.zeros(shape, dtype=dtype)
+
+
+def observing(**changed: Tensor) -> None:
+    given_ = observed(SIZES)._asdict() | changed
+    observe_sequence(WEIGHTS.core, WEIGHTS.posterior, **given_, unimix=0.01)
+
+
+def imagining(**changed: Tensor) -> None:
+    given_ = {"deter": zeros(3, 4), "stoch": zeros(3, 2, dtype=torch.int32), "uniform": zeros(3, 2, 2)}
+    given_ |= {"action_noise": zeros(3, 3, 3)} | changed
+    imagine_sequence(WEIGHTS.core, WEIGHTS.prior, WEIGHTS.policy, MIXED, **given_, unimix=0.01, actor_unimix=0.0)
+
+
+def valuing(deter: Tensor, stoch: Tensor) -> None:
+    state_mlp(kernel_model_cases.make_head(0, 10, 5, 2), deter, stoch)
+
+
+def mean(*shape: int, bins: Tensor) -> None:
+    twohot_mean(zeros(*shape), bins)
+
+
+INT = torch.int32
+WRONG: list[tuple[Callable[[], object], str]] = [
+    (lambda: observing(deter=zeros(2, 4)), r"observe_sequence: deter, .*got \(\(2,\)"),
+    (lambda: observing(stoch=zeros(3, 3, dtype=INT)), r"observe_sequence: .*uniform must lead with .*\(3, 2, 3\)"),
+    (lambda: observing(embed=zeros(3, 3, 3)), "observe_sequence: "),
+    (lambda: observing(action=zeros(3, 1, 7)), r"observe_sequence: .*\(3, 1\)"),
+    (lambda: observing(is_first=zeros(2, 2, dtype=torch.bool)), r"observe_sequence: .*\(2, 2\)"),
+    (lambda: observing(uniform=zeros(3, 2, 1)), r"observe_sequence: .*\(3, 2, 1\)"),
+    (lambda: imagining(deter=zeros(2, 4)), r"imagine_sequence: deter, .*got \(\(2,\)"),
+    (lambda: imagining(stoch=zeros(3, 3, dtype=INT)), r"imagine_sequence: .*\(3, 3\)"),
+    (lambda: imagining(uniform=zeros(3, 3, 2)), "imagine_sequence: "),
+    (lambda: imagining(action_noise=zeros(3, 3, 2)), r"imagine_sequence: .*\(3, 3, 2\)"),
+    (lambda: valuing(zeros(3, 4), zeros(2, 2, dtype=INT)), r"state_mlp: .*\(3, 4\), \(2, 2\)"),
+    (lambda: valuing(zeros(3, 4), zeros(3, 4, dtype=INT)), r"state_mlp: .*\(3, 4\), \(3, 4\)"),
+    (lambda: valuing(zeros(3, 10), zeros(3, 2, dtype=INT)), r"state_mlp: .*\(3, 10\)"),
+    (lambda: mean(2, 5, bins=zeros(3)), r"twohot_mean: .*\(3,\) for \(2, 5\)"),
+    (lambda: mean(2, 4, bins=zeros(4)), r"twohot_mean: .*odd.*\(4,\)"),
+    (lambda: mean(2, 1, bins=zeros(1)), r"twohot_mean: .*3..1023.*\(1,\)"),
+    (lambda: mean(2, 1025, bins=zeros(1025)), r"twohot_mean: .*\(1025,\)"),
+    (lambda: mean(2, 3, bins=zeros(1, 3)), r"twohot_mean: .*\(1, 3\)"),
+    (lambda: twohot_loss(zeros(2, 4), zeros(4), zeros(2)), r"twohot_loss: bins .*\(4,\)"),
+    (
+        lambda: twohot_loss(zeros(2, 3), zeros(3), zeros(2), zeros(3)),
+        r"twohot_loss: targets must be \(2,\), got .*\(3,",
+    ),
+]
+
+
+@pytest.mark.parametrize("call, message", WRONG)
+def test_wrong_inputs_are_named(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        call()
+
+
+def test_right_inputs_are_taken() -> None:
+    observing(), imagining(), valuing(zeros(3, 4), zeros(3, 2, dtype=INT)), mean(2, 3, bins=zeros(3))
+    twohot_loss(zeros(2, 3), zeros(3), zeros(2), zeros(2))
+
+
+# Slow: leaks, and shapes by chance
+
+
+@needs_native
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+@pytest.mark.parametrize("op", OPS)
+def test_calls_do_not_leak(op: str) -> None:
+    backends.assert_no_leak(first_of(op), first_of(op, LARGE))
+
+
+FEW, SOME = st.integers(1, 4), st.integers(1, 20)
+UNIMIX = backends.UNIMIX
+LEAD = st.lists(SOME, min_size=1, max_size=2).map(tuple)
+MODEL = st.builds(
+    lambda rows, steps, part, blocks, *rest: Sizes(rows, steps, part * blocks, blocks, *rest),
+    SOME, FEW, st.integers(2, 9), FEW, st.integers(2, 20), FEW, st.integers(2, 9), SOME, SOME,
+)  # fmt: skip
+SHAPES: dict[str, st.SearchStrategy[Case]] = {
+    "observe_sequence": st.builds(observe_case, MODEL, st.integers(1, 3), UNIMIX),
+    "imagine_sequence": st.builds(
+        imagine_case, MODEL, st.sampled_from([MIXED, MIXED[:1], MIXED[1:], MANY]), UNIMIX, UNIMIX, st.integers(1, 3)
+    ),
+    "state_mlp": st.builds(
+        state_mlp_case, LEAD, SOME, FEW, st.integers(1, 9),
+        st.lists(st.integers(2, 20), min_size=1, max_size=3).map(tuple), SOME, backends.SEED,
+    ),
+    "twohot_mean": st.builds(
+        lambda lead, half, *rest: mean_case(lead, 2 * half + 1, *rest), LEAD, SOME, st.floats(1, 20), backends.SEED
+    ),
+    "twohot_loss": st.builds(
+        lambda lead, half, *rest: loss_case(lead, 2 * half + 1, *rest),
+        LEAD, SOME, st.integers(1, 3), st.floats(1, 20), backends.SEED,
+    ),
+}  # fmt: skip
+
+
+@needs_native
+@pytest.mark.slow
+@pytest.mark.parametrize("op", SHAPES)
+def test_shapes_by_chance(op: str) -> None:
+    @settings(max_examples=1000, deadline=None, database=None)
+    @given(SHAPES[op])
+    def property(case: Case) -> None:
+        check(case, "native")
+
+    property()
