@@ -82,7 +82,7 @@ class Pool {
 
 std::mutex user;  // held by the caller whose tasks are on the pool
 Pool* pool = nullptr;
-int wanted = 1;
+std::atomic<int> wanted{1};  // set by every caller, while others run
 
 // The threads of the parent are not in the child: it forgets its pool and builds a new one when it needs it.
 void before_fork() { user.lock(); }
@@ -112,11 +112,12 @@ thread_local Scratch own;
 
 void run_tasks(int64_t tasks, Task task, void* context) {
   Job job{task, context, tasks};
-  if (tasks <= 1 || wanted == 1 || !user.try_lock()) return work(job);
+  const int threads = wanted;
+  if (tasks <= 1 || threads == 1 || !user.try_lock()) return work(job);
   std::lock_guard<std::mutex> lock(user, std::adopt_lock);
-  if (pool == nullptr || pool->threads() != wanted) {
+  if (pool == nullptr || pool->threads() != threads) {
     delete pool;
-    pool = new Pool(wanted);
+    pool = new Pool(threads);
   }
   pool->run(job);
 }
@@ -140,10 +141,7 @@ float* scratch(int slot, size_t count) {
 // Raised by one whenever the meaning of a symbol changes; the Python side refuses another number.
 FD_EXPORT int fd_abi() { return 1; }
 
-FD_EXPORT void fd_set_threads(int threads) {
-  std::lock_guard<std::mutex> lock(fd::user);
-  fd::wanted = threads < 1 ? 1 : threads;
-}
+FD_EXPORT void fd_set_threads(int threads) { fd::wanted = threads < 1 ? 1 : threads; }
 
 // The best instruction set of this processor, by the name that ends the symbols.
 FD_EXPORT const char* fd_isa() {

@@ -124,6 +124,13 @@ def _can_run(backend: Backend, device: str, dtype: torch.dtype) -> bool:
             return True
 
 
+def check_dtypes(op: str, **tensors: tuple[torch.Tensor, torch.dtype]) -> None:
+    """Raises ValueError for a tensor that has not the dtype beside it: kernels read memory as it is."""
+    for name, (tensor, dtype) in tensors.items():
+        if tensor.dtype != dtype:
+            raise ValueError(f"{op}: {name} must be {dtype}, got {tensor.dtype}")
+
+
 def report(device: torch.device, dtype: torch.dtype) -> str:
     """One line for the start-up log: which backend each op runs on for tensors of this device and dtype."""
     chosen: dict[str, list[str]] = {}

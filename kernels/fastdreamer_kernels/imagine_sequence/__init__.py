@@ -26,13 +26,17 @@ def imagine_sequence(
 
     Start deter (N, D) and stoch (N, S) int32; uniform (N, H, S) in [0, 1); action_noise (N, H+1, elements): uniforms
     for discrete elements, standard normals for continuous ones; unimix, actor_unimix in [0, 1]. The last action is
-    sampled at the last state. Raises ValueError if the shapes do not fit. Source: SPEC 1.5.
+    sampled at the last state. Raises ValueError if the shapes or dtypes do not fit. Source: SPEC 1.5.
     """
     rows, horizon = uniform.shape[:2]
     got = (tuple(deter.shape[:1]), tuple(stoch.shape), tuple(action_noise.shape))
     expected = ((rows,), (rows, uniform.shape[2]), (rows, horizon + 1, sum(key.elements for key in keys)))
     if got != expected:
         raise ValueError(f"imagine_sequence: deter, stoch, action_noise must be {expected}, got {got}")
+    _dispatch.check_dtypes(
+        "imagine_sequence", stoch=(stoch, torch.int32), uniform=(uniform, torch.float32),
+        action_noise=(action_noise, torch.float32), deter=(deter, core.deter.kernel.dtype),
+    )  # fmt: skip
     chosen = _dispatch.choose("imagine_sequence", deter, backend)
     if chosen == "reference":
         return reference.imagine_sequence(

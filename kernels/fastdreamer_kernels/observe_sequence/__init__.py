@@ -27,13 +27,17 @@ def observe_sequence(
 
     Start state deter (B, D) and stoch (B, S) int32, without gradient; embed (B, T, E); action (B, T, A): the flat
     action before each step; is_first (B, T) bool; uniform (B, T, S) float32 in [0, 1); unimix in [0, 1].
-    Differentiable in the weights and embed. Raises ValueError if the shapes do not fit. Source: SPEC 1.4.
+    Differentiable in the weights and embed. Raises ValueError if the shapes or dtypes do not fit. Source: SPEC 1.4.
     """
     rows, time = embed.shape[:2]
     got = (tuple(deter.shape[:1]), tuple(action.shape[:2]), tuple(is_first.shape), tuple(uniform.shape))
     expected = ((rows,), (rows, time), (rows, time), (rows, time, stoch.shape[1]))
     if got != expected:
         raise ValueError(f"observe_sequence: deter, action, is_first, uniform must lead with {expected}, got {got}")
+    _dispatch.check_dtypes(
+        "observe_sequence", stoch=(stoch, torch.int32), is_first=(is_first, torch.bool),
+        uniform=(uniform, torch.float32), deter=(deter, embed.dtype), action=(action, embed.dtype),
+    )  # fmt: skip
     chosen = _dispatch.choose("observe_sequence", embed, backend)
     if chosen == "reference":
         return reference.observe_sequence(core, posterior, deter, stoch, embed, action, is_first, uniform, unimix)

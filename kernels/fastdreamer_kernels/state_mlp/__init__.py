@@ -20,7 +20,7 @@ _dispatch.define("state_mlp", "native")
 def state_mlp(weights: Head, deter: Tensor, stoch: Tensor, backend: str | None = None) -> Tensor:
     """(..., W) from deter (..., D) and stoch (..., S) int32; W is the width of the output.
 
-    Differentiable in the weights. Raises ValueError if the shapes do not fit.
+    Differentiable in the weights. Raises ValueError if the shapes or dtypes do not fit.
     """
     latent = weights.layers[0].kernel.shape[0] - deter.shape[-1]
     if deter.shape[:-1] != stoch.shape[:-1] or latent <= 0 or latent % stoch.shape[-1]:
@@ -28,6 +28,7 @@ def state_mlp(weights: Head, deter: Tensor, stoch: Tensor, backend: str | None =
             f"state_mlp: deter and stoch must share their leading shape, and be as wide as the first kernel"
             f" {tuple(weights.layers[0].kernel.shape)} expects, got {tuple(deter.shape)}, {tuple(stoch.shape)}"
         )
+    _dispatch.check_dtypes("state_mlp", deter=(deter, weights.layers[0].kernel.dtype), stoch=(stoch, torch.int32))
     chosen = _dispatch.choose("state_mlp", deter, backend)
     if chosen == "reference":
         return reference.state_mlp(weights, deter, stoch)
