@@ -9,6 +9,7 @@ the figures are medians over rounds: process CPU time, and wall time.
 """
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -21,6 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 
 from bench.workload import Learner, Task
+from fastdreamer import cpu
 from fastdreamer.config import Size
 from fastdreamer_kernels import report
 
@@ -50,6 +52,7 @@ def run(learner: Learner, backend: str, updates: int) -> Cost:
 def compare(task: Task, size: Size, rounds: int) -> dict[str, Any]:
     """Medians of alternating rounds of one update each."""
     learners = {backend: Learner(task, size) for backend in BACKENDS}
+    gc.freeze()  # as a run does
     costs: dict[str, list[Cost]] = {backend: [] for backend in BACKENDS}
     for _ in range(WARMUP + rounds):
         for backend, learner in learners.items():
@@ -68,6 +71,7 @@ def compare(task: Task, size: Size, rounds: int) -> dict[str, Any]:
 def serve(task: Task, size: Size, backend: str) -> None:
     """Answers requests for updates on stdin until it is told to quit."""
     learner = Learner(task, size)
+    gc.freeze()
     run(learner, backend, WARMUP)
     print(json.dumps({"ready": True, "params": learner.parameters}), flush=True)
     for line in sys.stdin:
@@ -89,6 +93,8 @@ def main() -> None:
     parser.add_argument("--backend", choices=list(BACKENDS), default="native", help="what --serve runs")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    cpu.keep_memory()  # as the training loop does
+    cpu.pick_matmul()
     size = args.size or DEFAULT_SIZE[args.task]
     if args.serve:
         return serve(args.task, size, args.backend)

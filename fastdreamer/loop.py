@@ -10,9 +10,9 @@ from torch import Tensor
 from fastdreamer import checkpoint
 from fastdreamer.agent import Agent, official_name
 from fastdreamer.config import Config
+from fastdreamer.cpu import keep_memory, pick_matmul
 from fastdreamer.env import Step, make_env, mask_action
 from fastdreamer.episodes import EpisodeTracker
-from fastdreamer.matmul import pick_matmul
 from fastdreamer.metrics import Metrics
 from fastdreamer.noise import Noise, Stream
 from fastdreamer.optim import LaProp
@@ -35,6 +35,10 @@ class Training:
         """Goes on from a checkpoint where one is given. Raises ValueError for what cannot be made or does not fit."""
         self.config, run = config, config.run
         device, dtype = choose_device(config)
+        matmul = ""
+        if device.type == "cpu":
+            keep_memory()
+            matmul = f"; {pick_matmul()} for torch's matmuls"
         # Environments cannot be saved: a resumed run begins new episodes, with seeds of its own.
         env_seed = run.seed if resumed is None else (run.seed + resumed.value("env_steps", int)) % RESUMED_SEEDS
         self.env = make_env(config.env.id, num_envs=config.env.num_envs, seed=env_seed, options=config.env.options)
@@ -60,7 +64,6 @@ class Training:
             "%s: %d x %s, %s with %s parameters, %s on %s", config.preset, config.env.num_envs, config.env.id,
             config.model.size, f"{sum(p.numel() for p in self.optimizer.params):,}", dtype, device,
         )  # fmt: skip
-        matmul = f", {pick_matmul()} for torch's matmuls" if device.type == "cpu" else ""
         logger.info("%s%s", report(device, dtype), matmul)
 
     @property

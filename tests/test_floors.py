@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     "__init__",
-    "config presets spaces batch noise matmul schedule metrics checkpoint profiling episodes progress cli",
+    "config presets spaces batch noise cpu schedule metrics checkpoint profiling episodes progress cli",
     "nets dists optim heads env env_* replay replay_*",
     "rssm",
     "world_model behavior",

@@ -1,10 +1,7 @@
 """Every backend of every op against float64, and what the native library promises beside values."""
 
-import ctypes
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +15,6 @@ from formulas import normal, uniforms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import Case, poison, to_float64
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import fastdreamer_kernels
@@ -287,39 +283,6 @@ def test_results_do_not_depend_on_the_number_of_threads(case: Case, threads: Cal
         threads(count)
         runs.append(bytes_of(tuple(results(case))))
     assert runs[0] and all(run == runs[0] for run in runs[1:])
-
-
-def other_instruction_sets() -> list[str]:
-    if _native.library is None:
-        return []
-    best = ctypes.c_char_p(_native.library.fd_isa()).value or b""
-    known = ["base", "v3", "v4"]
-    return [each for each in known[: known.index(best.decode()) + 1] if each != _native.isa]
-
-
-@needs_native
-@pytest.mark.parametrize("isa", other_instruction_sets())
-def test_instruction_sets_agree(isa: str, tmp_path: Path) -> None:
-    assert_instruction_set_agrees(isa, tmp_path, "test_kernels_backends", RAGGED + LARGE)
-
-
-def assert_instruction_set_agrees(isa: str, folder: Path, module: str, cases: list[Case]) -> None:
-    """Indices and copies exactly; floats but for fused multiply-adds, which base does not have."""
-    script = f"import {module} as t; t.save_results({str(folder / 'results')!r})"
-    environment = os.environ | {"FASTDREAMER_ISA": isa, "PYTHONPATH": str(Path(__file__).parent)}
-    subprocess.run([sys.executable, "-c", script], env=environment, check=True, timeout=120)
-    other = load_file(folder / "results")
-    for case in cases:
-        for i, mine in enumerate(results(case)):
-            theirs = other[f"{case.name}/{i}"]
-            if case.op == "replay_gather":
-                assert torch.equal(mine, theirs)
-            else:
-                assert_near(mine, theirs, case.absolute)
-
-
-def save_results(path: str, cases: list[Case] = RAGGED + LARGE) -> None:
-    save_file({f"{case.name}/{i}": x.contiguous() for case in cases for i, x in enumerate(results(case))}, path)
 
 
 @needs_native

@@ -46,8 +46,14 @@ def returns(*shape: int) -> None:
     lambda_return(zeros(*shape), zeros(*shape), zeros(*shape), zeros(*shape))
 
 
+WIDE = torch.zeros(N.B, N.T, N.E + 1)
 STOCH, NOISE = torch.zeros(N.B, N.S, dtype=torch.int32), torch.zeros(N.B, N.T + 1, 1)
 WRONG: list[tuple[Callable[[], object], str]] = [
+    (lambda: observe(embed=WIDE), "observe_sequence: weights are for .* 3 more values"),
+    (lambda: observe(deter=torch.zeros(N.B, N.D + 1)), "observe_sequence: weights are for deter 4.*(2, 5)"),
+    (lambda: observe(action=torch.zeros(N.B, N.T, 2)), "observe_sequence: action must be (B, T, 1)"),
+    (lambda: observe(stoch=torch.zeros(N.B, N.S)), "observe_sequence: stoch must be torch.int32, got torch.float32"),
+    (lambda: imagine(STOCH.long(), NOISE), "imagine_sequence: stoch must be torch.int32, got torch.int64"),
     (lambda: lambda_return(zeros(2, 3), zeros(2, 3), zeros(2, 4), zeros(2, 3)), "lambda_return: .*(2, 4)"),
     (lambda: returns(2, 1), "lambda_return: .*T at least 2, got (2, 1)"),
     (lambda: returns(3), "lambda_return: .*(B, T).*got (3,)"),

@@ -77,14 +77,16 @@ inline void norm_act(int64_t rows, int64_t n, ConstRows x, const float* scale, R
   }
 }
 
-// From the gradient of norm_act's output that of its input, which may overwrite it. scale_gradient: (n) per row.
+// From the gradient of norm_act's output that of its input, which may overwrite it, and the output once more.
+// scale_gradient: (n) per row.
 inline void norm_act_backward(int64_t rows, int64_t n, ConstRows gradient, ConstRows x, const float* scale, Rows out,
-                              Rows scale_gradient, bool add) {
+                              Rows act, Rows scale_gradient, bool add) {
   for (int64_t r = 0; r < rows; ++r) {
     float inverse = inverse_rms(x[r], n);
     Vec rstd = splat(inverse), dot{};
     for_vectors(n, [&](int64_t i, int64_t count) {
       Vec hat = load(x[r] + i, count) * rstd, by = load(scale + i, count), z = hat * by, gate = sigmoid(z);
+      store(act[r] + i, z * gate, count);
       Vec g = load(gradient[r] + i, count) * (gate * (1.0f + z * (1.0f - gate)));
       dot += g * by * hat;
       Vec total = g * hat;
@@ -130,6 +132,22 @@ inline void gather_rows(int64_t rows, int64_t n, int64_t groups, int64_t classes
       store(out[r] + i + j, total, count);
     });
   }
+}
+
+// The gradient (groups * classes, n) of a kernel whose input was the one-hot of index(r, group), -1 for zeros, from the
+// gradient of its output (rows, n). Cheaper as a matmul with the one-hot than by adding to rows of the kernel.
+template <class Index>
+inline void latent_gradient(int64_t rows, int64_t n, int64_t groups, int64_t classes, const Index& index,
+                            const float* output, int64_t output_ld, float* gradient, int slot) {
+  auto copy = [&](int64_t r, int64_t first, int64_t height, float* to) {
+    memset(to, 0, height * sizeof(float));
+    for (int64_t s = first / classes; s < groups && s * classes < first + height; ++s) {
+      int64_t at = index(r, s);
+      at += s * classes - first - (at < 0 ? s * classes : 0);
+      if (at >= 0 && at < height) to[at] = 1.0f;
+    }
+  };
+  weight_gradient(rows, groups * classes, n, copy, output, output_ld, gradient, n, slot);
 }
 
 // One block of the GRU: gates [reset, cand, update] of width n each, the old and the new state.

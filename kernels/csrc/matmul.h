@@ -96,9 +96,11 @@ inline void matmul(int64_t rows, int64_t columns, int64_t inner, const float* le
 }
 
 // gradient (inner, columns), row stride ld, = input^T (inner, rows) output (rows, columns), in parallel over parts of the
-// gradient: the same sums on any number of threads. Uses two scratch slots from `slot` on.
-inline void weight_gradient(int64_t rows, int64_t inner, int64_t columns, const float* input, int64_t input_ld,
-                            const float* output, int64_t output_ld, float* gradient, int64_t ld, int slot) {
+// gradient: the same sums on any number of threads. copy(r, first, height, to) writes elements first..first+height-1 of
+// row r of the input. Uses two scratch slots from `slot` on.
+template <class Copy>
+inline void weight_gradient(int64_t rows, int64_t inner, int64_t columns, const Copy& copy, const float* output,
+                            int64_t output_ld, float* gradient, int64_t ld, int slot) {
   constexpr int64_t kInner = 16 * kMaxRows, kColumns = 16 * kPanel, kRows = 256;
   const int64_t tall = (inner + kInner - 1) / kInner, wide = (columns + kColumns - 1) / kColumns;
   fd::parallel(tall * wide, [&](int64_t part) {
@@ -108,12 +110,20 @@ inline void weight_gradient(int64_t rows, int64_t inner, int64_t columns, const 
     float* right = fd::scratch(slot + 1, kRows * kColumns);
     for (int64_t r = 0; r < rows; r += kRows) {
       int64_t depth = min_of(kRows, rows - r);
-      for (int64_t i = 0; i < depth; ++i)
-        memcpy(left + i * height, input + (r + i) * input_ld + first, height * sizeof(float));
+      for (int64_t i = 0; i < depth; ++i) copy(r + i, first, height, left + i * height);
       pack(right, output + r * output_ld + column, output_ld, 1, depth, width);
       matmul(height, width, depth, left, 1, height, right, gradient + first * ld + column, ld, nullptr, r > 0);
     }
   });
+}
+
+inline void weight_gradient(int64_t rows, int64_t inner, int64_t columns, const float* input, int64_t input_ld,
+                            const float* output, int64_t output_ld, float* gradient, int64_t ld, int slot) {
+  auto copy = [&](int64_t r, int64_t first, int64_t height, float* to) {
+    const float* from = input + r * input_ld + first;
+    for_vectors(height, [&](int64_t i, int64_t count) { store(to + i, load(from + i, count), count); });
+  };
+  weight_gradient(rows, inner, columns, copy, output, output_ld, gradient, ld, slot);
 }
 
 // sums (columns) over rows.

@@ -29,6 +29,19 @@ class Head(NamedTuple):
     logit: Projection
 
 
+def check_widths(op: str, core: Core, head: Head, deter: Tensor, stoch: Tensor, extra: int) -> None:
+    """Raises ValueError where states (..., D) and (..., S), or `extra` values beside deter, do not fit the weights."""
+    width, latent = core.deter.kernel.shape[0], core.stoch.kernel.shape[0]
+    first, logits = head.layers[0].kernel.shape[0], head.logit.bias.numel()
+    fits = deter.shape[-1] == width and latent % stoch.shape[-1] == 0 and logits == latent and first == width + extra
+    if not fits:
+        got = f"{tuple(deter.shape)}, {tuple(stoch.shape)} and {extra} more values"
+        raise ValueError(
+            f"{op}: weights are for deter {width}, {latent} latent classes, {first} inputs and {logits} logits of the"
+            f" head, got {got}"
+        )
+
+
 def embed_action(action: Tensor, weights: Layer) -> Tensor:
     """(..., A) -> (..., M); magnitudes beyond 1 are scaled back to 1, the scale taken as a constant."""
     return layer(action / action.detach().abs().clamp(min=1), weights)

@@ -76,9 +76,8 @@ FD_OP(block_gru_backward)
     const ConstRows x{hidden + first * deter_width, deter_width};
     const Rows sums{scale_parts[first / kNormRows], 0};  // one row for all: they add up
     memset(sums.data, 0, deter_width * sizeof(float));
-    norm_act(count, deter_width, x, scale, act.below(first));
     norm_act_backward(count, deter_width, constant(act_gradient.below(first)), x, scale,
-                      {hidden_gradient + first * deter_width, deter_width}, sums, true);
+                      {hidden_gradient + first * deter_width, deter_width}, act.below(first), sums, true);
   });
   column_sums(parts(rows, kNormRows), deter_width, scale_parts.data, deter_width, scale_gradient);
   fd::parallel(blocks, [&](int64_t block) {

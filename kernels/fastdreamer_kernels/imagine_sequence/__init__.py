@@ -12,7 +12,7 @@ from fastdreamer_kernels import _dispatch
 from fastdreamer_kernels.functional import flatten
 from fastdreamer_kernels.imagine_sequence import reference
 from fastdreamer_kernels.policy import ActionKey, Policy
-from fastdreamer_kernels.rssm_core import Core, Head
+from fastdreamer_kernels.rssm_core import Core, Head, check_widths
 
 _dispatch.define("imagine_sequence", "native", "triton")
 
@@ -33,6 +33,11 @@ def imagine_sequence(
     expected = ((rows,), (rows, uniform.shape[2]), (rows, horizon + 1, sum(key.elements for key in keys)))
     if got != expected:
         raise ValueError(f"imagine_sequence: deter, stoch, action_noise must be {expected}, got {got}")
+    check_widths("imagine_sequence", core, prior, deter, stoch, 0)
+    width, flat = deter.shape[1] + core.stoch.kernel.shape[0], sum(key.width for key in keys)
+    got_widths = (policy.trunk[0].kernel.shape[0], core.action.kernel.shape[0])
+    if got_widths != (width, flat):
+        raise ValueError(f"imagine_sequence: policy and action must take {width} and {flat} values, got {got_widths}")
     _dispatch.check_dtypes(
         "imagine_sequence", stoch=(stoch, torch.int32), uniform=(uniform, torch.float32),
         action_noise=(action_noise, torch.float32), deter=(deter, core.deter.kernel.dtype),

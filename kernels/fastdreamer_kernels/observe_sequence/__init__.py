@@ -14,7 +14,7 @@ from torch import Tensor
 from fastdreamer_kernels import _dispatch
 from fastdreamer_kernels.functional import flatten
 from fastdreamer_kernels.observe_sequence import reference
-from fastdreamer_kernels.rssm_core import Core, Head
+from fastdreamer_kernels.rssm_core import Core, Head, check_widths
 
 _dispatch.define("observe_sequence", "native", "triton")
 
@@ -34,6 +34,9 @@ def observe_sequence(
     expected = ((rows,), (rows, time), (rows, time), (rows, time, stoch.shape[1]))
     if got != expected:
         raise ValueError(f"observe_sequence: deter, action, is_first, uniform must lead with {expected}, got {got}")
+    check_widths("observe_sequence", core, posterior, deter, stoch, embed.shape[2])
+    if action.shape[2] != core.action.kernel.shape[0]:
+        raise ValueError(f"observe_sequence: action must be (B, T, {core.action.kernel.shape[0]}), got {action.shape}")
     _dispatch.check_dtypes(
         "observe_sequence", stoch=(stoch, torch.int32), is_first=(is_first, torch.bool),
         uniform=(uniform, torch.float32), deter=(deter, embed.dtype), action=(action, embed.dtype),

@@ -244,8 +244,8 @@ FD_OP(observe_sequence_backward)
         Rows pre = at(saved.post_in + all * offset, layer_width), d_pre = at(work.post + all * offset, layer_width);
         matmul(rows, layer_width, columns, upstream.data, upstream.ld, 1, packed, wide_gradient.data, wide_gradient.ld,
                nullptr);
-        norm_act(rows, layer_width, constant(pre), post_args[3 * i + 2], at(work.post_act + all * offset, layer_width));
         norm_act_backward(rows, layer_width, constant(wide_gradient), constant(pre), post_args[3 * i + 2], d_pre,
+                          at(work.post_act + all * offset, layer_width),
                           Rows{scales.post + n.rows * offset + first * layer_width, layer_width}, true);
         upstream = d_pre;
         packed = w.layers[i];
@@ -262,9 +262,8 @@ FD_OP(observe_sequence_backward)
         matmul(rows, width, 3 * width, d_gates.data + g * 3 * width, d_gates.ld, 1,
                w.gru + g * packed_size(3 * width, width), hidden_gradient.data + g * width, hidden_gradient.ld, nullptr);
       }
-      norm_act(rows, n.deter, constant(hidden_in), args.hidden_scale, at(work.hidden_act, n.deter));
       norm_act_backward(rows, n.deter, constant(hidden_gradient), constant(hidden_in), args.hidden_scale, d_hidden,
-                        Rows{scales.hidden + first * n.deter, n.deter}, true);
+                        at(work.hidden_act, n.deter), Rows{scales.hidden + first * n.deter, n.deter}, true);
       Rows d_embeds = at(work.embeds, hidden3), embeds_in = at(saved.embeds_in, hidden3);
       for (int64_t g = 0; g < n.blocks; ++g) {
         matmul(rows, width, width, d_hidden.data + g * width, d_hidden.ld, 1, w.own + g * packed_size(width, width),
@@ -275,8 +274,8 @@ FD_OP(observe_sequence_backward)
       const float* const embed_scales[3] = {args.deter_scale, args.stoch_scale, args.action_scale};
       for (int64_t i = 0; i < 3; ++i) {
         Rows pre = embeds_in.from(i * n.hidden), d = d_embeds.from(i * n.hidden);
-        norm_act(rows, n.hidden, constant(pre), embed_scales[i], at(work.embeds_act, hidden3).from(i * n.hidden));
         norm_act_backward(rows, n.hidden, constant(d), constant(pre), embed_scales[i], d,
+                          at(work.embeds_act, hidden3).from(i * n.hidden),
                           Rows{scales.embeds + first * hidden3 + i * n.hidden, hidden3}, true);
       }
       matmul(rows, n.deter, n.hidden, d_embeds.data, d_embeds.ld, 1, w.deter, carried.data, carried.ld, nullptr, true);
@@ -304,20 +303,12 @@ FD_OP(observe_sequence_backward)
   weights(n.action, n.hidden, saved.action, n.action, work.embeds + 2 * n.hidden, hidden3, core_gradient[6],
           core_gradient[7]);
   for (int64_t i = 0; i < 3; ++i) scale_sums(n.hidden, scales.embeds + i * n.hidden, hidden3, core_gradient[3 * i + 2]);
-  // The kernel of the one-hot: every row adds to the rows that its classes name.
-  float* stoch_kernel = core_gradient[3];
-  memset(stoch_kernel, 0, latent * n.hidden * sizeof(float));
-  fd::parallel(n.groups, [&](int64_t s) {
-    for (int64_t t = 0; t < n.time; ++t)
-      for (int64_t b = 0; b < n.rows; ++b) {
-        if (is_first[b * n.time + t]) continue;
-        int32_t index = t == 0 ? start_stoch[b * n.groups + s] : stochs[(b * n.time + t - 1) * n.groups + s];
-        float* to = stoch_kernel + (s * n.classes + index) * n.hidden;
-        const float* from = work.embeds + (t * n.rows + b) * hidden3 + n.hidden;
-        for_vectors(n.hidden,
-                    [&](int64_t i, int64_t count) { store(to + i, load(to + i, count) + load(from + i, count), count); });
-      }
-  });
+  auto index = [&](int64_t r, int64_t s) -> int64_t {
+    int64_t t = r / n.rows, b = r % n.rows;
+    if (is_first[b * n.time + t]) return -1;
+    return t == 0 ? start_stoch[b * n.groups + s] : stochs[(b * n.time + t - 1) * n.groups + s];
+  };
+  latent_gradient(all, n.hidden, n.groups, n.classes, index, work.embeds + n.hidden, hidden3, core_gradient[3], 9);
   column_sums(all, n.hidden, work.embeds + n.hidden, hidden3, core_gradient[4]);
   for (int64_t g = 0; g < n.blocks; ++g) {
     const float* d = work.hidden + g * width;

@@ -78,8 +78,8 @@ FD_OP(state_mlp_backward)
       Rows out{d_pre + n.rows * offset + first * width, width};
       matmul(rows, width, widths[i + 2], upstream.data, upstream.ld, 1, w.transposed[i + 1], d_act.data, d_act.ld,
              nullptr);
-      norm_act(rows, width, pre, weights[3 * i + 2], {acts + n.rows * offset + first * width, width});
-      norm_act_backward(rows, width, constant(d_act), pre, weights[3 * i + 2], out, by_row, false);
+      norm_act_backward(rows, width, constant(d_act), pre, weights[3 * i + 2], out,
+                        {acts + n.rows * offset + first * width, width}, by_row, false);
       column_sums(rows, width, by_row.data, by_row.ld, scales + chunks * offset + task * width);
       upstream = constant(out);
     }
@@ -99,19 +99,7 @@ FD_OP(state_mlp_backward)
   weight_gradient(n.rows, last, outputs, acts + n.rows * (offset - last), last, gradient, outputs,
                   weight_gradients[3 * n.layers], outputs, 6);
   column_sums(n.rows, outputs, gradient, outputs, weight_gradients[3 * n.layers + 1]);
-  // The rows of the first kernel for the one-hot: each state adds to those that its classes name.
-  float* latent = weight_gradients[0] + n.deter * widths[1];
-  memset(latent, 0, n.groups * n.classes * widths[1] * sizeof(float));
-  constexpr int64_t kGroups = 4;
-  fd::parallel((n.groups + kGroups - 1) / kGroups, [&](int64_t part) {
-    int64_t end = min_of((part + 1) * kGroups, n.groups);
-    for (int64_t r = 0; r < n.rows; ++r) {
-      const float* from = d_pre + r * widths[1];
-      for (int64_t s = part * kGroups; s < end; ++s) {
-        float* to = latent + (s * n.classes + stoch[r * n.groups + s]) * widths[1];
-        for_vectors(widths[1],
-                    [&](int64_t i, int64_t count) { store(to + i, load(to + i, count) + load(from + i, count), count); });
-      }
-    }
-  });
+  auto index = [&](int64_t r, int64_t s) { return static_cast<int64_t>(stoch[r * n.groups + s]); };
+  latent_gradient(n.rows, widths[1], n.groups, n.classes, index, d_pre, widths[1],
+                  weight_gradients[0] + n.deter * widths[1], 6);
 }

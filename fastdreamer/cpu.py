@@ -1,9 +1,6 @@
-"""Which library torch multiplies float32 matrices with on the CPU: MKL, its default, or oneDNN where that is faster.
+"""How torch is set up for a CPU: which library multiplies matrices, and what becomes of freed memory."""
 
-Neither is the faster one everywhere. oneDNN is reached by allowing lower precision, which it makes use of only on chips
-that have matrix units for it; so what it computes is measured too, and a result that is not exact float32 is refused.
-"""
-
+import ctypes
 import time
 from typing import Literal
 
@@ -19,8 +16,29 @@ LARGEST_ERROR = 1e-5
 """Relative to the largest output; bfloat16 products are off by 1e-3."""
 
 
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
+LARGEST, AHEAD = 1 << 30, 1 << 26  # bytes
+
+
+def keep_memory() -> bool:
+    """Makes glibc keep freed memory for the next update instead of returning it; False with another C library.
+
+    An update frees arrays of tens of megabytes; fetched back page by page they took 9 % of its time.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    options = {M_MMAP_THRESHOLD: LARGEST, M_TRIM_THRESHOLD: LARGEST, M_TOP_PAD: AHEAD}
+    return all([mallopt(option, value) == 1 for option, value in options.items()])
+
+
 def pick_matmul() -> Library:
-    """Times both on one layer, milliseconds in all, switches torch to oneDNN where it is clearly faster; names it."""
+    """Switches torch's float32 matmuls from MKL, its default, to oneDNN where that is clearly faster; names the choice.
+
+    Neither is the faster one everywhere: both are timed on one layer, milliseconds in all. oneDNN is reached by
+    allowing lower precision, which it makes use of only on chips that have matrix units for it; so what it computes is
+    looked at too, and a result that is not exact float32 is refused.
+    """
     left, right = torch.randn(ROWS, INNER), torch.randn(INNER, COLUMNS)
     exact = left.double() @ right.double()
     seconds: dict[Library, float] = {}

@@ -1,12 +1,14 @@
-"""The choice between torch's two float32 matrix multiplications."""
+"""The choice between torch's two float32 matrix multiplications, and memory that stays."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastdreamer import matmul
+from fastdreamer import cpu
 
 
 @pytest.fixture(autouse=True)
@@ -24,9 +26,9 @@ def seconds_of(mkl: float, onednn: float) -> Callable[[Tensor, Tensor], float]:
 def test_the_clearly_faster_one_is_left_switched_on(
     monkeypatch: pytest.MonkeyPatch, mkl: float, onednn: float, name: str, precision: str
 ) -> None:
-    monkeypatch.setattr(matmul, "_best_seconds", seconds_of(mkl, onednn))
-    monkeypatch.setattr(matmul, "LARGEST_ERROR", 1.0)  # this processor may have units for bfloat16
-    assert matmul.pick_matmul() == name
+    monkeypatch.setattr(cpu, "_best_seconds", seconds_of(mkl, onednn))
+    monkeypatch.setattr(cpu, "LARGEST_ERROR", 1.0)  # this processor may have units for bfloat16
+    assert cpu.pick_matmul() == name
     assert torch.get_float32_matmul_precision() == precision
 
 
@@ -40,6 +42,25 @@ def test_one_that_is_not_exact_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         return exact(left, right)
 
     monkeypatch.setattr(Tensor, "__matmul__", rounded)
-    monkeypatch.setattr(matmul, "_best_seconds", seconds_of(2.0, 1.0))
-    assert matmul.pick_matmul() == "MKL"
+    monkeypatch.setattr(cpu, "_best_seconds", seconds_of(2.0, 1.0))
+    assert cpu.pick_matmul() == "MKL"
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_freed_memory_is_kept() -> None:
+    """In a process of its own, since it stays so: after some arrays of a size the next ones cost no new pages."""
+    program = """
+import resource, torch
+from fastdreamer import cpu
+assert cpu.keep_memory()
+faults = []
+for _ in range(24):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    array = torch.ones(10_000_000)  # 40 MB: 10,000 pages
+    del array
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(*faults)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    faults = list(map(int, result.stdout.split()))
+    assert faults[0] > 5000 and max(faults[-4:]) < 100
