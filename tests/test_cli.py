@@ -50,7 +50,7 @@ MISTAKES = {
     "--model.stoch 1e9": "model.stoch must be in 1..65536, got 1000000000",
     "--model.classes 1": "model.classes must be in 2..256, got 1",
     "--model.classes 257": "model.classes must be in 2..256, got 257",
-    "--model.blocks 3": "model.deter must be a multiple of model.blocks 3, got 512",
+    "--model.blocks 3": "model.deter must be a multiple of model.blocks 3, got 256",
     "--model.depth 65537": "model.depth must be in 1..65536, got 65537",
     "--model.unimix 1": "model.unimix must be in [0, 1), got 1.0",
     "--model.actor_unimix -0.1": "model.actor_unimix must be in [0, 1), got -0.1",
