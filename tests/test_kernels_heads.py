@@ -31,6 +31,8 @@ from fastdreamer_kernels import (
     twohot_loss,
     twohot_mean,
 )
+from fastdreamer_kernels.functional import Layer, Projection
+from fastdreamer_kernels.rssm_core import Head
 
 BACKENDS = CPU[:2]  # Triton's sequence ops have tests of their own; heads and values have no Triton on purpose
 RAGGED, LARGE = list(kernel_model_cases.ragged()), list(kernel_model_cases.large())
@@ -336,3 +338,33 @@ def test_shapes_by_chance(op: str) -> None:
         check(case, "native")
 
     property()
+
+
+# Mirrored bins of a two-hot head: the outermost are 5e8, so that one bit between them is a tenth of a value
+
+
+@needs_native
+def test_mirrored_outputs_stay_equal_to_the_last_bit() -> None:
+    """Whatever their place in a panel of the matmul: outputs, and the gradients of their weights."""
+    bins, rows = 255, 700
+    first = Layer(normal(0, 20, 8), normal(1, 8), 1 + normal(2, 8))
+    kernel, bias = normal(3, 8, bins), normal(4, bins)
+    kernel, bias = ((x + x.flip(-1)).requires_grad_() for x in (kernel, bias))
+    deter, stoch = normal(5, rows, 12), (uniforms(6, rows, 2) * 4).int()
+    out = state_mlp(Head((first,), Projection(kernel, bias)), deter, stoch, backend="native")
+    assert torch.equal(out, out.flip(-1))
+    weight = normal(7, rows, bins)
+    grads = torch.autograd.grad(out, [kernel, bias], weight + weight.flip(-1))
+    assert all(torch.equal(grad, grad.flip(-1)) for grad in grads)
+
+
+@needs_native
+def test_the_mean_of_nearly_mirrored_logits_is_exact() -> None:
+    half = torch.linspace(0, 20, 128).expm1()
+    bins = torch.cat([-half.flip(0), half[1:]])
+    logits = normal(0, 50, 255)
+    logits = logits + logits.flip(-1) + 1e-5 * normal(1, 50, 255)
+    probs = torch.softmax(logits.double(), -1)
+    expected = ((probs[:, 128:] - probs[:, :127].flip(-1)) * bins[128:].double()).sum(-1)
+    error = (twohot_mean(logits, bins, backend="native").double() - expected).abs() / expected.abs().mean()
+    assert error.max() < 1e-4

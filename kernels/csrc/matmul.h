@@ -32,16 +32,17 @@ inline void pack(float* to, const float* right, int64_t row, int64_t column, int
 template <int rows>
 inline void tile(int64_t inner, const float* left, int64_t row, int64_t step, const float* panel, float* out, int64_t ld,
                  const float* bias, bool add, int64_t width) {
+  // Every column starts from its bias or its old value, also in the last panel: mirrored bins of a two-hot head must stay
+  // equal to the last bit, since the outer ones are multiplied by 5e8.
   Vec acc[rows][2];
-  if (add && width == kPanel) {
-    for (int i = 0; i < rows; ++i)
-      for (int j = 0; j < 2; ++j) acc[i][j] = load(out + i * ld + j * kWidth);
-  } else if (bias != nullptr && width == kPanel) {
-    for (int i = 0; i < rows; ++i)
-      for (int j = 0; j < 2; ++j) acc[i][j] = load(bias + j * kWidth);
-  } else {
-    for (int i = 0; i < rows; ++i)
-      for (int j = 0; j < 2; ++j) acc[i][j] = Vec{};
+  float line[kPanel] = {};
+  for (int i = 0; i < rows; ++i) {
+    const float* from = add ? out + i * ld : bias;
+    if (from != nullptr && width < kPanel) {
+      memcpy(line, from, width * sizeof(float));
+      from = line;
+    }
+    for (int j = 0; j < 2; ++j) acc[i][j] = from != nullptr ? load(from + j * kWidth) : Vec{};
   }
   for (int64_t k = 0; k < inner; ++k, panel += kPanel, left += step) {
     Vec b0 = load(panel), b1 = load(panel + kWidth);
@@ -52,17 +53,10 @@ inline void tile(int64_t inner, const float* left, int64_t row, int64_t step, co
       acc[i][1] += a * b1;
     }
   }
-  if (width == kPanel) {
-    for (int i = 0; i < rows; ++i)
-      for (int j = 0; j < 2; ++j) store(out + i * ld + j * kWidth, acc[i][j]);
-    return;
-  }
-  for (int i = 0; i < rows; ++i) {  // the last columns
-    float line[kPanel];
-    store(line, acc[i][0]);
-    store(line + kWidth, acc[i][1]);
-    for (int64_t n = 0; n < width; ++n)
-      out[i * ld + n] = line[n] + (add ? out[i * ld + n] : bias != nullptr ? bias[n] : 0.0f);
+  for (int i = 0; i < rows; ++i) {
+    float* to = width == kPanel ? out + i * ld : line;
+    for (int j = 0; j < 2; ++j) store(to + j * kWidth, acc[i][j]);
+    if (width < kPanel) memcpy(out + i * ld, line, width * sizeof(float));
   }
 }
 

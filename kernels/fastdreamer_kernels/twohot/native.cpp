@@ -5,6 +5,7 @@ namespace {
 
 constexpr int64_t kRowsPerTask = 256;
 constexpr int64_t kMaxBins = 1024;
+constexpr float kSmallStep = 0.35f;  // seven terms of the series are exact there
 
 // e^(logits - their maximum) into `out`; the sum and the maximum.
 struct Exps {
@@ -48,15 +49,28 @@ inline void for_rows(int64_t rows, const F& body) {
 
 }  // namespace
 
-// Mirrored bins are paired, from the middle outwards, so that uniform logits give exactly 0.
+// Mirrored bins are paired, so that uniform logits give exactly 0. The outer bins are 5e8: near-uniform logits would turn
+// the rounding of two exponentials into tenths, so small differences are e^b (e^(a - b) - 1) by the series of the bracket.
 FD_OP(twohot_mean)(int64_t rows, int64_t bins, const float* logits, const float* values, float* mean) {
   for_rows(rows, [&](int64_t r) {
     float e[kMaxBins];
     Exps of = exps(bins, logits + r * bins, e);
-    int64_t middle = bins / 2;
-    float total = 0;
-    for (int64_t i = 1; i <= middle; ++i) total += (e[middle + i] - e[middle - i]) * values[middle + i];
-    mean[r] = total / of.sum;
+    const float* x = logits + r * bins;
+    const int64_t middle = bins / 2;
+    float step[kMaxBins / 2], low[kMaxBins / 2];  // from the middle outwards
+    for (int64_t i = 0; i < middle; ++i) {
+      step[i] = x[middle + 1 + i] - x[middle - 1 - i];
+      low[i] = e[middle - 1 - i];
+    }
+    Vec total{};
+    for_vectors(middle, [&](int64_t i, int64_t count) {
+      Vec d = load(step + i, count), b = load(low + i, count), a = load(e + middle + 1 + i, count);
+      Vec series = splat(1.0f);
+      for (int k = 7; k > 1; --k) series = 1.0f + series * d / static_cast<float>(k);
+      Vec difference = select((d < kSmallStep) & (d > -kSmallStep), b * (d * series), a - b);
+      total += difference * load(values + middle + 1 + i, count);
+    });
+    mean[r] = sum(total) / of.sum;
   });
 }
 
