@@ -16,15 +16,15 @@ from fastdreamer_kernels import (
     imagine_sequence,
     lambda_return,
     laprop_agc,
+    mlp,
     observe_sequence,
+    philox,
     replay_gather,
-    state_mlp,
     twohot_loss,
     twohot_mean,
     unimix_kl,
     unimix_sample,
 )
-from fastdreamer_kernels.rssm_core import Head
 
 B, T, H = 16, 64, 15
 Run = Callable[[str], object]
@@ -137,16 +137,16 @@ def cases(size: Size, device: torch.device) -> Iterator[Case]:
     )  # fmt: skip
 
     val = agent.behavior.val
-    critic = Head(val.mlp.weights(dtype), val.head["logits"].weights(dtype))
+    critic = val.mlp.weights(dtype), val.head["logits"].weights(dtype)
     imagined = normal(states, width), classes(states, groups)
-    critic_weights = [*(x for layer in critic.layers for x in layer), *critic.logit]
+    critic_weights = _tensors(critic)
     out_grad = normal(states, BINS)
 
-    def mlp(backend: str) -> None:
-        torch.autograd.grad(state_mlp(critic, *imagined, backend=backend), critic_weights, out_grad)
+    def value(backend: str) -> None:
+        torch.autograd.grad(mlp(*critic, *imagined, backend=backend), critic_weights, out_grad)
 
     mlp_flops = states * (3 * critic_flops - 2 * (width + latent) * units)
-    yield Case("state_mlp", f"{states}x{width + latent}", mlp, 4 * states * (2 * width + 2 * BINS), mlp_flops)
+    yield Case("mlp", f"{states}x{width + latent}", value, 4 * states * (2 * width + 2 * BINS), mlp_flops)
 
     bins = twohot_bins(device)
     values, targets = normal(states, BINS).requires_grad_(), (normal(states), normal(states))
@@ -168,15 +168,21 @@ def cases(size: Size, device: torch.device) -> Iterator[Case]:
         2 * window.numel(), 0,
     )  # fmt: skip
 
+    count, counter = rows * H * groups, torch.zeros((), dtype=torch.int64, device=device)
+    yield Case(
+        "philox", f"{count}", lambda backend: philox("uniform", (0, 3 << 16), counter, count, backend=backend),
+        4 * count, 0,
+    )  # fmt: skip
+
     params = [p.detach() for p in agent.official_parameters().values()]
     moments = [[torch.zeros_like(p) for p in params] for _ in range(2)]
     gradients = [1e-3 * torch.randn(p.shape, generator=rng, device=device) for p in params]
     scalars = torch.ones((), device=device), torch.zeros((), device=device)
-    count = sum(p.numel() for p in params)
+    size_of = sum(p.numel() for p in params)
     yield Case(
-        "laprop_agc", f"{count}",
+        "laprop_agc", f"{size_of}",
         lambda backend: laprop_agc(params, gradients, *moments, [], [], [], *scalars, 0.3, backend=backend),
-        4 * count * 7, 0,
+        4 * size_of * 7, 0,
     )  # fmt: skip
 
 

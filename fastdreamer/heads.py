@@ -9,10 +9,9 @@ from fastdreamer.batch import State
 from fastdreamer.dists import BINS, normal_loss, twohot_bins
 from fastdreamer.nets import MLP, Linear, Named
 from fastdreamer.spaces import Spaces
-from fastdreamer_kernels import state_mlp, twohot_loss, twohot_mean
+from fastdreamer_kernels import mlp, twohot_loss, twohot_mean
 from fastdreamer_kernels.functional import Projection
 from fastdreamer_kernels.policy import ActionKey, Policy
-from fastdreamer_kernels.rssm_core import Head
 
 
 class ScalarHead(nn.Module):
@@ -27,12 +26,11 @@ class ScalarHead(nn.Module):
 
     def forward(self, feat: Tensor) -> Tensor:
         """(..., F) -> (..., 255) logits or (..., 1) mean."""
-        return self._output(self.mlp(feat))
+        return self.mlp(feat, output=self._output)
 
     def on_states(self, states: State) -> Tensor:
-        """The same on states (...) that carry no gradient; their one-hots are never formed."""
-        dtype = states.deter.dtype
-        return state_mlp(Head(self.mlp.weights(dtype), self._output.weights(dtype)), *states)
+        """The same on states (...); their one-hots are never formed."""
+        return self.mlp(*states, output=self._output)
 
     @property
     def _output(self) -> Linear:
@@ -58,12 +56,11 @@ class ContinueHead(nn.Module):
         self.head = Named({"logit": Linear(units, 1)})
 
     def forward(self, feat: Tensor) -> Tensor:
-        return self.head["logit"](self.mlp(feat))[..., 0]
+        return self.mlp(feat, output=self.head["logit"])[..., 0]
 
     def on_states(self, states: State) -> Tensor:
-        """The same on states (...) that carry no gradient."""
-        dtype = states.deter.dtype
-        return state_mlp(Head(self.mlp.weights(dtype), self.head["logit"].weights(dtype)), *states)[..., 0]
+        """The same on states (...)."""
+        return self.mlp(*states, output=self.head["logit"])[..., 0]
 
 
 class PolicyHead(nn.Module):
@@ -92,11 +89,11 @@ class PolicyHead(nn.Module):
         return Policy(self.mlp.weights(dtype), tuple(outputs))
 
     def on_states(self, states: State) -> list[tuple[Tensor, ...]]:
-        """Per key (logits,) or (mean, stddev) before their squashing, each (..., width), on states without gradient."""
+        """Per key (logits,) or (mean, stddev) before their squashing, each (..., width)."""
         trunk, outputs = self.weights(states.deter.dtype)
         flat = [out for outs in outputs for out in outs]
         joined = Projection(torch.cat([out.kernel for out in flat], 1), torch.cat([out.bias for out in flat]))
-        parts = iter(state_mlp(Head(trunk, joined), *states).split([out.bias.numel() for out in flat], -1))
+        parts = iter(mlp(trunk, joined, *states).split([out.bias.numel() for out in flat], -1))
         return [tuple(next(parts) for _ in outs) for outs in outputs]
 
     def split(self, action: Tensor) -> dict[str, Tensor]:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from fastdreamer.noise import Noise
 from fastdreamer.spaces import Space, Spaces
-from fastdreamer_kernels.functional import Layer, Projection, block_linear, layer, linear, norm_act
+from fastdreamer_kernels import mlp
+from fastdreamer_kernels.functional import Layer, Projection, block_linear, linear, norm_act
 
 TRUNCATION = 1.1368  # restores the standard deviation that cutting a normal at 2 takes away
 STAGES = (2, 3, 4, 4)  # image channels per stage, in units of depth
@@ -126,10 +127,9 @@ class MLP(nn.Module):
         """Every layer's weights in the compute dtype."""
         return tuple(layer_weights(self, f"linear{i}", f"norm{i}", dtype) for i in range(self.layers))
 
-    def forward(self, x: Tensor) -> Tensor:
-        for weights in self.weights(x.dtype):
-            x = layer(x, weights)
-        return x
+    def forward(self, x: Tensor, stoch: Tensor | None = None, output: Linear | None = None) -> Tensor:
+        """Through the layers and maybe an output; the features of a state are x and the one-hot of stoch (..., S)."""
+        return mlp(self.weights(x.dtype), None if output is None else output.weights(x.dtype), x, stoch)
 
 
 def layer_weights(module: nn.Module, kernel: str, norm: str, dtype: torch.dtype) -> Layer:
@@ -139,14 +139,14 @@ def layer_weights(module: nn.Module, kernel: str, norm: str, dtype: torch.dtype)
 
 def kernel_weights(module: nn.Module, name: str, dtype: torch.dtype) -> Projection:
     """Kernel and bias of a submodule in the compute dtype."""
-    part = module.get_submodule(name)
+    part = getattr(module, name)
     assert isinstance(part, Kernel)
     return part.weights(dtype)
 
 
 def norm_scale(module: nn.Module, name: str) -> Tensor:
     """The scale of a submodule."""
-    part = module.get_submodule(name)
+    part = getattr(module, name)
     assert isinstance(part, Norm)
     return part.scale
 
@@ -215,9 +215,8 @@ class Encoder(nn.Module):
         tokens = []
         if self.vectors:
             x = concat_vectors(obs, self.vectors, 2, squish=True).to(dtype)
-            for i in range(3):
-                x = layer(x, layer_weights(self, f"mlp{i}", f"mlp{i}norm", dtype))
-            tokens.append(x)
+            layers = tuple(layer_weights(self, f"mlp{i}", f"mlp{i}norm", dtype) for i in range(3))
+            tokens.append(mlp(layers, None, x))
         if self.images:
             pixels = torch.cat([obs[key] for key in self.images], -1)  # (B, T, H, W, C)
             x = pixels.flatten(0, 1).to(dtype) / 255 - 0.5

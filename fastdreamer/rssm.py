@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from fastdreamer.batch import State
 from fastdreamer.config import Dims
 from fastdreamer.nets import BlockLinear, Linear, Norm, kernel_weights, layer_weights
-from fastdreamer_kernels import imagine_sequence, observe_sequence
+from fastdreamer_kernels import imagine_sequence, mlp, observe_sequence
 from fastdreamer_kernels.policy import ActionKey, Policy
-from fastdreamer_kernels.rssm_core import Core, Head, head
+from fastdreamer_kernels.rssm_core import Core, Head
 
 PRIOR_LAYERS, POSTERIOR_LAYERS = 2, 1
 
@@ -71,7 +71,7 @@ class RSSM(nn.Module):
 
     def prior(self, deter: Tensor) -> Tensor:
         """Prior logits (..., S, K) of deter (..., D): no shift, prior and posterior share one deter."""
-        logits = head(deter, self.head("prior", PRIOR_LAYERS, deter.dtype))
+        logits = mlp(*self.head("prior", PRIOR_LAYERS, deter.dtype), deter)
         return logits.unflatten(-1, (self.dims.stoch, self.dims.classes))
 
     def imagine(

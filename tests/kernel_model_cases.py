@@ -1,6 +1,7 @@
-"""Cases of the ops that run parts of the model: observing, imagining, heads on states, two-hot values."""
+"""Cases of the ops that run parts of the model: observing, imagining, layers and outputs, two-hot values."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from test_kernels_sequences import imagine, observe
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fastdreamer_kernels import imagine_sequence, observe_sequence, state_mlp, twohot_loss, twohot_mean
+from fastdreamer_kernels import imagine_sequence, mlp, observe_sequence, twohot_loss, twohot_mean
 from fastdreamer_kernels.policy import ActionKey
 from fastdreamer_kernels.rssm_core import Head
 
@@ -124,25 +125,30 @@ def imagine_case(n: Sizes, keys: Keys, unimix: float = 0.01, actor_unimix: float
     )  # fmt: skip
 
 
-def state_mlp_case(
-    lead: tuple[int, ...], deter: int, groups: int, classes: int, hidden: tuple[int, ...], output: int, seed: int = 0
+def mlp_case(
+    lead: tuple[int, ...], width: int, groups: int, classes: int, hidden: tuple[int, ...], output: int, seed: int = 0
 ) -> Case:  # fmt: skip
-    weights = make_head(seed, deter + groups * classes, *hidden, output)
-    leaves, spec = pytree.tree_flatten(weights)
+    """groups 0: features instead of states. output 0: layers alone."""
+    head = make_head(seed, width + groups * classes, *hidden, output or 1)
+    leaves, spec = pytree.tree_flatten((head.layers, head.logit if output else ()))
+
+    def split(x: tuple[Tensor, ...]) -> tuple[Any, Any, Tensor, Tensor | None]:
+        layers, out = pytree.tree_unflatten(list(x[: len(leaves)]), spec)
+        return layers, out or None, x[len(leaves)], x[-1] if groups else None
 
     def formula(*x: Tensor) -> tuple[Tensor]:
-        *flat, state, stoch = x
-        feat = torch.cat([state, F.one_hot(stoch.long(), classes).flatten(-2)], -1)
-        return (logits(feat, pytree.tree_unflatten(flat, spec), 1).squeeze(-2),)
+        layers, out, feat, stoch = split(x)
+        if stoch is not None:
+            feat = torch.cat([feat, F.one_hot(stoch.long(), classes).flatten(-2)], -1)
+        for layer in layers:
+            feat = dense(feat, layer)
+        return (feat if out is None else feat @ out.kernel + out.bias,)
 
-    def call(backend: str, *x: Tensor) -> tuple[Tensor]:
-        *flat, state, stoch = x
-        return (state_mlp(pytree.tree_unflatten(flat, spec), state, stoch, backend=backend),)
-
-    states = normal(seed + 95, *lead, deter), (uniforms(seed + 96, *lead, groups) * classes).int()
+    x, stoch = normal(seed + 95, *lead, width), (uniforms(seed + 96, *lead, groups) * classes).int()
     return Case(
-        shaped("state_mlp", lead, deter, groups, classes, hidden, output), call, formula, (*leaves, *states),
-        tuple(range(len(leaves))), SAMPLED,
+        shaped("mlp", lead, width, groups, classes, hidden, output),
+        lambda backend, *x: (mlp(*split(x), backend=backend),), formula, (*leaves, x, *([stoch] if groups else [])),
+        tuple(range(len(leaves) + 1)), SAMPLED,
     )  # fmt: skip
 
 
@@ -202,10 +208,13 @@ def ragged() -> Iterator[Case]:
     yield imagine_case(Sizes(B=5, T=4, D=12, G=4, M=5, S=3, K=5, E=7, A=0), MIXED, actor_unimix=0.1)
     yield imagine_case(Sizes(B=7, T=3, D=10, G=5, M=9, S=2, K=17, E=3, A=0), MANY, unimix=0.0)
     yield imagine_case(Sizes(B=13, T=2, D=34, G=2, M=17, S=4, K=4, E=1, A=0), MIXED[:1], trunk=3)
-    yield state_mlp_case((1,), 1, 1, 2, (2,), 1)
-    yield state_mlp_case((2, 3), 5, 3, 4, (7, 9), 3)
-    yield state_mlp_case((13,), 33, 5, 3, (17, 8, 35), 18)
-    yield state_mlp_case((49,), 8, 2, 7, (34,), 2)
+    yield mlp_case((1,), 1, 1, 2, (2,), 1)
+    yield mlp_case((2, 3), 5, 3, 4, (7, 9), 3)
+    yield mlp_case((13,), 33, 5, 3, (17, 8, 35), 18)
+    yield mlp_case((49,), 8, 2, 7, (34,), 2)
+    yield mlp_case((5, 2), 7, 0, 0, (9, 4), 0)
+    yield mlp_case((50,), 19, 0, 0, (33,), 5)
+    yield mlp_case((3,), 6, 2, 3, (5, 8), 0)
     yield mean_case((1,), 3, end=1.0)
     yield mean_case((3, 5), 9)
     yield mean_case((7,), 41, end=5.0)
@@ -220,6 +229,7 @@ def large() -> Iterator[Case]:
     """Several tasks each, more inner steps than one pass of a matmul, more rows than one pass of a gradient."""
     yield observe_case(Sizes(B=70, T=4, D=24, G=2, M=140, S=5, K=60, E=7, A=4), layers=2)
     yield imagine_case(Sizes(B=100, T=3, D=26, G=2, M=140, S=5, K=10, E=1, A=0), MANY)
-    yield state_mlp_case((300, 2), 400, 5, 4, (70, 33), 300)
+    yield mlp_case((300, 2), 400, 5, 4, (70, 33), 300)
+    yield mlp_case((150, 4), 420, 0, 0, (70, 33), 0)
     yield mean_case((700,), 255)
     yield loss_case((700,), 255, targets=2)

@@ -6,14 +6,14 @@ KERNELS = "kernels/fastdreamer_kernels/"
 SIMD, LAYERS, MATMUL, RSSM, CATEGORICAL, POOL = (
     f"kernels/csrc/{name}" for name in ("simd.h", "layers.h", "matmul.h", "rssm.h", "categorical.h", "pool.cpp")
 )
-SAMPLE, KL, RETURN, GRU, GATHER, LAPROP, OBSERVE, IMAGINE, STATES, BINS = (
+SAMPLE, KL, RETURN, GRU, GATHER, LAPROP, OBSERVE, IMAGINE, MLP, BINS, PHILOX = (
     f"{KERNELS}{op}/native.cpp"
     for op in (
         "unimix_sample", "unimix_kl", "lambda_return", "block_gru", "replay_gather", "laprop_agc",
-        "observe_sequence", "imagine_sequence", "state_mlp", "twohot",
+        "observe_sequence", "imagine_sequence", "mlp", "twohot", "philox",
     )
 )  # fmt: skip
-BACKENDS, HEADS = "test_kernels_backends.py", "test_kernels_heads.py"
+BACKENDS, HEADS, NUMBERS = "test_kernels_backends.py", "test_kernels_heads.py", "test_kernels_philox.py"
 VALUES, LARGE = f"{HEADS}::test_values_and_gradients", f"{HEADS}::test_large_values_and_gradients"
 
 
@@ -100,8 +100,14 @@ NATIVE = {
     "imagine: uniforms of the first task": Mutation(
         IMAGINE, "((first + r) * horizon + h) * n.groups", "(r * horizon + h) * n.groups", LARGE
     ),
-    "state_mlp: scale gradient of the first chunk": Mutation(
-        STATES, "scales + chunks * offset + task * width);", "scales + chunks * offset);", LARGE
+    "mlp: gradient of the input through another layer": Mutation(
+        MLP, "multiply(0, n.inputs,", "multiply(n.layers - 1, n.inputs,", VALUES
+    ),
+    "mlp: output of the last layer twice activated": Mutation(
+        MLP, "if (!last) multiply(i + 1, width, d_act);", "if (n.outputs) multiply(i + 1, width, d_act);", VALUES
+    ),
+    "mlp: scale gradient of the first chunk": Mutation(
+        MLP, "scales + chunks * offset + task * width);", "scales + chunks * offset);", LARGE
     ),
     "latent gradient: a group on the edge of two parts": Mutation(
         LAYERS, "int64_t s = first / classes; s < groups", "int64_t s = (first + classes - 1) / classes; s < groups", LARGE
@@ -114,6 +120,13 @@ NATIVE = {
     ),
     "twohot: hides a NaN": Mutation(
         BINS, "scalar(of.sum, vlog) + nan", "scalar(of.sum, vlog)", f"{HEADS}::test_a_nan_is_not_hidden[native]"
+    ),
+    "philox: counter of 32 bits": Mutation(
+        PHILOX, "static_cast<uint32_t>(counter >> 32)", "0", f"{NUMBERS}::test_a_million_numbers_are_bit_equal"
+    ),
+    "philox: words of one batch only": Mutation(
+        PHILOX, "philox(static_cast<uint32_t>(first), counter", "philox(static_cast<uint32_t>(first % kTaskBlocks), counter",
+        f"{NUMBERS}::test_a_million_numbers_are_bit_equal",
     ),
     "norm without eps": Mutation(
         LAYERS, "static_cast<float>(n) + kNormEps)", "static_cast<float>(n))", VALUES

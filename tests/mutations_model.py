@@ -137,9 +137,9 @@ RECURRENT = {
     "one noise for all actions": Mutation(IMAGINE, "action_noise[:, h]", "action_noise[:, 0]", DREAMED),
     "dream a step short": Mutation(IMAGINE, "uniform.shape[1]", "uniform.shape[1] - 1", DREAM, raises=True),
     "dream reads stoch first": Mutation(
-        f"{KERNELS}state_mlp/reference.py",
-        "torch.cat([deter, onehot.to(deter.dtype)], -1)",
-        "torch.cat([onehot.to(deter.dtype), deter], -1)",
+        f"{KERNELS}mlp/reference.py",
+        "torch.cat([x, F.one_hot(stoch.long(), classes).flatten(-2).to(x.dtype)], -1)",
+        "torch.cat([F.one_hot(stoch.long(), classes).flatten(-2).to(x.dtype), x], -1)",
         DREAM,
     ),
     "imagination without the mix": Mutation(RSSM, "self.unimix, actor_unimix,", "0.0, actor_unimix,", DREAMED),

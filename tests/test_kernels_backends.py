@@ -71,8 +71,8 @@ def assert_near(actual: Tensor, expected: Tensor, absolute: float = 0.0) -> None
     assert error <= TOLERANCE[actual.dtype] * size + absolute, (error, size)
 
 
-def check(case: Case, backend: str, device: str = "cpu") -> None:
-    """Outputs and gradients of a case against its formula in float64."""
+def pairs(case: Case, backend: str, device: str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
+    """Every output and gradient of a case, and what its formula gives for it in float64."""
     inputs = [x.to(device) for x in case.inputs]
     wide = [to_float64(x) for x in case.inputs]
     for i in case.trained:
@@ -81,7 +81,7 @@ def check(case: Case, backend: str, device: str = "cpu") -> None:
     assert len(outputs) == len(expected)
     total, wide_total = torch.zeros((), device=device), torch.zeros((), dtype=torch.float64)
     for i, (output, value) in enumerate(zip(outputs, expected, strict=True)):
-        assert_near(output.detach().cpu(), value.detach(), case.absolute)
+        yield output.detach().cpu(), value.detach()
         assert output.requires_grad == value.requires_grad
         if value.requires_grad:
             weight = normal(90 + i, *value.shape)
@@ -89,10 +89,31 @@ def check(case: Case, backend: str, device: str = "cpu") -> None:
             wide_total = wide_total + (value * weight).sum()
     if case.trained:
         grads = torch.autograd.grad(total, [inputs[i] for i in case.trained])
-        wide_grads = torch.autograd.grad(wide_total, [wide[i] for i in case.trained])
-        for grad, wide_grad in zip(grads, wide_grads, strict=True):
-            assert grad.dtype == N
-            assert_near(grad.cpu(), wide_grad, case.absolute)
+        assert all(grad.dtype == N for grad in grads)
+        yield from zip(
+            (grad.cpu() for grad in grads),
+            torch.autograd.grad(wide_total, [wide[i] for i in case.trained]),
+            strict=True,
+        )
+
+
+def check(case: Case, backend: str, device: str = "cpu") -> None:
+    """Outputs and gradients of a case against its formula in float64."""
+    for actual, expected in pairs(case, backend, device):
+        assert_near(actual, expected, case.absolute)
+
+
+def check_by_chance(case: Case, backend: str, device: str = "cpu") -> None:
+    """The same for a case drawn by chance, which may be one that float32 itself is far off in.
+
+    A norm over two features leaves hardly any gradient, for example: what the reference is off by counts as well.
+    """
+    of_reference = pairs(case, "reference", device)
+    for (actual, expected), (reference, _) in zip(pairs(case, backend, device), of_reference, strict=True):
+        absolute = case.absolute
+        if actual.dtype in TOLERANCE:
+            absolute += 8 * (reference.double() - expected.double()).abs().max().item()
+        assert_near(actual, expected, absolute)
 
 
 @pytest.mark.parametrize("backend, device", BACKENDS)
@@ -459,6 +480,6 @@ def test_shapes_by_chance(op: str, backend: str) -> None:
     @settings(max_examples=1000 if backend == "native" else 50, deadline=None, database=None)
     @given(SHAPES[op])
     def property(case: Case) -> None:
-        check(case, backend)
+        check_by_chance(case, backend)
 
     property()

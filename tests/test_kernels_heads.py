@@ -1,4 +1,4 @@
-"""The ops that run parts of the model, reference and native, against float64: observe, imagine, state_mlp, twohot."""
+"""The ops that run parts of the model, reference and native, against float64: observe, imagine, mlp, twohot."""
 
 import ctypes
 import os
@@ -16,9 +16,9 @@ from formulas import Sizes, make_weights, normal, observed, uniforms
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernel_cases import Case
-from kernel_model_cases import MANY, MIXED, imagine_case, loss_case, make_bins, mean_case, observe_case, state_mlp_case
+from kernel_model_cases import MANY, MIXED, imagine_case, loss_case, make_bins, mean_case, mlp_case, observe_case
 from safetensors.torch import load_file, save_file
-from test_kernels_backends import CPU, bytes_of, check, named, needs_native, results
+from test_kernels_backends import CPU, bytes_of, check, check_by_chance, named, needs_native, results
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -26,13 +26,12 @@ from fastdreamer_kernels import (
     _dispatch,
     _native,
     imagine_sequence,
+    mlp,
     observe_sequence,
-    state_mlp,
     twohot_loss,
     twohot_mean,
 )
 from fastdreamer_kernels.functional import Layer, Projection
-from fastdreamer_kernels.rssm_core import Head
 
 BACKENDS = CPU[:2]  # Triton's sequence ops have tests of their own; heads and values have no Triton on purpose
 RAGGED, LARGE = list(kernel_model_cases.ragged()), list(kernel_model_cases.large())
@@ -60,8 +59,8 @@ def test_large_values_and_gradients(case: Case) -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("case", named([case for case in RAGGED + LARGE if case.op == "state_mlp"]))
-def test_state_mlp_gives_the_same_where_it_keeps_nothing(case: Case) -> None:
+@pytest.mark.parametrize("case", named([case for case in RAGGED + LARGE if case.op == "mlp"]))
+def test_mlp_gives_the_same_where_it_keeps_nothing(case: Case) -> None:
     """Frozen weights take the path without memory for the backward pass."""
     assert bytes_of(case.call("native", *case.inputs)) == bytes_of((results(case)[0],))
 
@@ -84,11 +83,13 @@ def kernel_calls() -> Iterator[tuple[str, tuple[Any, ...]]]:
     noise = (uniforms(80, n.B, n.T, n.S), uniforms(81, n.B, n.T + 1, 3))
     keys = [number for key in MIXED for number in key]
     yield "imagine_sequence", (core, prior, policy, 2, keys, inputs.deter, inputs.stoch, *noise, 0.01, 0.0)
-    *head, deter, stoch = state_mlp_case((4,), 5, 3, 4, (7, 9), 3).inputs
+    *stack, deter, stoch = mlp_case((4,), 5, 3, 4, (7, 9), 3).inputs
     for keep in (True, False):
-        yield "state_mlp", (trained(head) if keep else head, deter, stoch, keep)
-    _, kept_layers = _dispatch.kernel("state_mlp", "native")(head, deter, stoch, True)
-    yield "state_mlp_backward", (normal(82, 4, 3), head, deter, stoch, kept_layers)
+        yield "mlp", (trained(stack) if keep else stack, deter, stoch, keep)
+    yield "mlp", (trained(stack[:-2]), torch.cat([deter, normal(84, 4, 12)], -1).requires_grad_(), None, True)
+    _, kept_layers = _dispatch.kernel("mlp", "native")(stack, deter, stoch, True)
+    for inner in (True, False):
+        yield "mlp_backward", (normal(82, 4, 3), stack, deter, stoch, kept_layers, inner)
     values, bins, *targets = loss_case((6,), 9, 2).inputs
     stacked = torch.stack(targets, -1)
     yield "twohot_mean", (values, bins)
@@ -97,7 +98,7 @@ def kernel_calls() -> Iterator[tuple[str, tuple[Any, ...]]]:
 
 
 @needs_native
-@pytest.mark.parametrize("index", range(9))
+@pytest.mark.parametrize("index", range(11))
 def test_native_kernels_are_proper_ops(index: int) -> None:
     name, args = list(kernel_calls())[index]
     checks = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
@@ -194,10 +195,10 @@ def test_a_nan_is_not_hidden(backend: str) -> None:
         targets[1] = torch.nan
         loss = twohot_loss(normal(0, 4, bins), values, targets, targets + 1, backend=backend)
         assert loss.isnan().tolist() == [False, True, False, False]
-    case = state_mlp_case((3,), 5, 3, 4, (7, 9), 3)
-    *head, deter, stoch = case.inputs
+    case = mlp_case((3,), 5, 3, 4, (7, 9), 3)
+    *stack, deter, stoch = case.inputs
     deter[1, 2] = torch.nan
-    (out,) = case.call(backend, *head, deter, stoch)
+    (out,) = case.call(backend, *stack, deter, stoch)
     assert out.isnan().all(1).tolist() == [False, True, False] and out.isnan().any(1).sum() == 1
     n = Sizes(B=3, T=3, D=4, G=2, M=5, S=2, K=3, E=3, A=7)
     weights, inputs = make_weights(n, MIXED), observed(n)
@@ -238,8 +239,8 @@ def imagining(**changed: Tensor) -> None:
     imagine_sequence(WEIGHTS.core, WEIGHTS.prior, WEIGHTS.policy, MIXED, **given_, unimix=0.01, actor_unimix=0.0)
 
 
-def valuing(deter: Tensor, stoch: Tensor) -> None:
-    state_mlp(kernel_model_cases.make_head(0, 10, 5, 2), deter, stoch)
+def valuing(x: Tensor, stoch: Tensor | None) -> None:
+    mlp(*kernel_model_cases.make_head(0, 10, 5, 2), x, stoch)
 
 
 def mean(*shape: int, bins: Tensor) -> None:
@@ -258,14 +259,16 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: observing(is_first=zeros(3, 2)), "observe_sequence: is_first must be torch.bool, got torch.float32"),
     (lambda: observing(uniform=zeros(3, 2, 2, dtype=torch.float64)), "observe_sequence: uniform must be .*float32"),
     (lambda: imagining(stoch=zeros(3, 2, dtype=torch.int64)), "imagine_sequence: stoch must be torch.int32, got .*64"),
-    (lambda: valuing(zeros(3, 4), zeros(3, 2, dtype=torch.int64)), "state_mlp: stoch must be torch.int32, got .*64"),
+    (lambda: valuing(zeros(3, 4), zeros(3, 2, dtype=torch.int64)), "mlp: stoch must be torch.int32, got .*64"),
     (lambda: imagining(deter=zeros(2, 4)), r"imagine_sequence: deter, .*got \(\(2,\)"),
     (lambda: imagining(stoch=zeros(3, 3, dtype=INT)), r"imagine_sequence: .*\(3, 3\)"),
     (lambda: imagining(uniform=zeros(3, 3, 2)), "imagine_sequence: "),
     (lambda: imagining(action_noise=zeros(3, 3, 2)), r"imagine_sequence: .*\(3, 3, 2\)"),
-    (lambda: valuing(zeros(3, 4), zeros(2, 2, dtype=INT)), r"state_mlp: .*\(3, 4\), \(2, 2\)"),
-    (lambda: valuing(zeros(3, 4), zeros(3, 4, dtype=INT)), r"state_mlp: .*\(3, 4\), \(3, 4\)"),
-    (lambda: valuing(zeros(3, 10), zeros(3, 2, dtype=INT)), r"state_mlp: .*\(3, 10\)"),
+    (lambda: valuing(zeros(3, 4), zeros(2, 2, dtype=INT)), r"mlp: .*\(3, 4\) and \(2, 2\)"),
+    (lambda: valuing(zeros(3, 4), zeros(3, 4, dtype=INT)), r"mlp: .*\(3, 4\) and \(3, 4\)"),
+    (lambda: valuing(zeros(3, 10), zeros(3, 2, dtype=INT)), r"mlp: .*\(3, 10\)"),
+    (lambda: valuing(zeros(3, 9), None), r"mlp: .*\(3, 9\) and None"),
+    (lambda: valuing(zeros(3, 10, dtype=torch.float64), None), "mlp: x must be torch.float32, got torch.float64"),
     (lambda: mean(2, 5, bins=zeros(3)), r"twohot_mean: .*\(3,\) for \(2, 5\)"),
     (lambda: mean(2, 4, bins=zeros(4)), r"twohot_mean: .*odd.*\(4,\)"),
     (lambda: mean(2, 1, bins=zeros(1)), r"twohot_mean: .*3..1023.*\(1,\)"),
@@ -286,7 +289,8 @@ def test_wrong_inputs_are_named(call: Callable[[], object], message: str) -> Non
 
 
 def test_right_inputs_are_taken() -> None:
-    observing(), imagining(), valuing(zeros(3, 4), zeros(3, 2, dtype=INT)), mean(2, 3, bins=zeros(3))
+    observing(), imagining(), valuing(zeros(3, 4), zeros(3, 2, dtype=INT)), valuing(zeros(3, 10), None)
+    mean(2, 3, bins=zeros(3))
     twohot_loss(zeros(2, 3), zeros(3), zeros(2), zeros(2))
 
 
@@ -313,9 +317,9 @@ SHAPES: dict[str, st.SearchStrategy[Case]] = {
     "imagine_sequence": st.builds(
         imagine_case, MODEL, st.sampled_from([MIXED, MIXED[:1], MIXED[1:], MANY]), UNIMIX, UNIMIX, st.integers(1, 3)
     ),
-    "state_mlp": st.builds(
-        state_mlp_case, LEAD, SOME, FEW, st.integers(1, 9),
-        st.lists(st.integers(2, 20), min_size=1, max_size=3).map(tuple), SOME, backends.SEED,
+    "mlp": st.builds(
+        mlp_case, LEAD, SOME, st.integers(0, 4), st.integers(1, 9),
+        st.lists(st.integers(2, 20), min_size=1, max_size=3).map(tuple), st.integers(0, 20), backends.SEED,
     ),
     "twohot_mean": st.builds(
         lambda lead, half, *rest: mean_case(lead, 2 * half + 1, *rest), LEAD, SOME, st.floats(1, 20), backends.SEED
@@ -335,7 +339,7 @@ def test_shapes_by_chance(op: str) -> None:
     @settings(max_examples=1000, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
     @given(SHAPES[op])
     def property(case: Case) -> None:
-        check(case, "native")
+        check_by_chance(case, "native")
 
     property()
 
@@ -351,7 +355,7 @@ def test_mirrored_outputs_stay_equal_to_the_last_bit() -> None:
     kernel, bias = normal(3, 8, bins), normal(4, bins)
     kernel, bias = ((x + x.flip(-1)).requires_grad_() for x in (kernel, bias))
     deter, stoch = normal(5, rows, 12), (uniforms(6, rows, 2) * 4).int()
-    out = state_mlp(Head((first,), Projection(kernel, bias)), deter, stoch, backend="native")
+    out = mlp((first,), Projection(kernel, bias), deter, stoch, backend="native")
     assert torch.equal(out, out.flip(-1))
     weight = normal(7, rows, bins)
     grads = torch.autograd.grad(out, [kernel, bias], weight + weight.flip(-1))

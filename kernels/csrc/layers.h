@@ -225,7 +225,8 @@ struct Head {
 
 // `args`: kernel, bias, scale of every layer, then kernel and bias of the output, as in rssm_core.Head. Of the first
 // kernel only `inputs` rows are packed.
-inline Head pack_head(Packer& packer, const float* const* args, const int64_t* widths, int64_t count, int64_t inputs) {
+inline Head pack_head(Packer& packer, const float* const* args, const int64_t* widths, int64_t count, int64_t inputs,
+                      bool output = true) {
   Head head{};
   head.count = count;
   for (int64_t i = 0; i < count; ++i, args += 3) {
@@ -233,8 +234,9 @@ inline Head pack_head(Packer& packer, const float* const* args, const int64_t* w
     head.layers[i] = {packer.plain(args[0], widths[i + 1], inner, widths[i + 1]), args[1], args[2], inner,
                       widths[i + 1]};
   }
-  head.output = {packer.plain(args[0], widths[count + 1], widths[count], widths[count + 1]), args[1], nullptr,
-                 widths[count], widths[count + 1]};
+  if (output)
+    head.output = {packer.plain(args[0], widths[count + 1], widths[count], widths[count + 1]), args[1], nullptr,
+                   widths[count], widths[count + 1]};
   return head;
 }
 

@@ -1,0 +1,88 @@
+"""`mlp`: layers and maybe a linear output, as one autograd node: encoder, prior, decoder and every head.
+
+Its input are features, or states: deter and the class indices of the latents, whose one-hot is never formed on the CPU:
+the first layer sums the rows of its kernel that the classes name. On a GPU torch.compile fuses the reference.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdreamer_kernels import _dispatch
+from fastdreamer_kernels.functional import Layer, Projection, flatten
+from fastdreamer_kernels.mlp import reference
+
+_dispatch.define("mlp", "native")
+
+
+def mlp(
+    layers: tuple[Layer, ...], output: Projection | None, x: Tensor, stoch: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    """(..., W) from x (..., D) and, where the features end in one-hots, their classes stoch (..., S) int32.
+
+    W is the width of the output, or that of the last layer if there is none. Differentiable in the weights and in x.
+    Raises ValueError if the shapes or dtypes do not fit. Source: SPEC 2.1.
+    """
+    latent = layers[0].kernel.shape[0] - x.shape[-1]
+    shape = (*x.shape[:-1], 0) if stoch is None else tuple(stoch.shape)
+    fits = latent == 0 if stoch is None else latent > 0 and latent % shape[-1] == 0
+    if x.shape[:-1] != shape[:-1] or not fits:
+        got = f"{tuple(x.shape)} and {None if stoch is None else shape}"
+        raise ValueError(
+            f"mlp: x and stoch must share their leading shape, and be as wide as the first kernel"
+            f" {tuple(layers[0].kernel.shape)} expects, got {got}"
+        )
+    _dispatch.check_dtypes("mlp", x=(x, layers[0].kernel.dtype))
+    if stoch is not None:
+        _dispatch.check_dtypes("mlp", stoch=(stoch, torch.int32))
+    chosen = _dispatch.choose("mlp", x, backend)
+    if chosen == "reference":
+        return reference.mlp(layers, output, x, stoch)
+    flat = flatten(layers if output is None else (*layers, output))
+    keep = torch.is_grad_enabled() and (x.requires_grad or any(weight.requires_grad for weight in flat))
+    classes = None if stoch is None else stoch.contiguous().flatten(0, -2)
+    out, _ = _dispatch.kernel("mlp", chosen)(flat, x.contiguous().flatten(0, -2), classes, keep)
+    return out.view(*x.shape[:-1], -1)
+
+
+def _fake(weights: list[Tensor], x: Tensor, stoch: Tensor | None, keep: bool) -> tuple[Tensor, Tensor]:
+    biases = weights[1::3]
+    hidden = sum(bias.numel() for bias in biases[: len(weights) // 3])
+    return x.new_empty(x.shape[0], biases[-1].numel()), x.new_empty(x.shape[0] * hidden if keep else 0)
+
+
+def _fake_backward(
+    grad: Tensor, weights: list[Tensor], x: Tensor, stoch: Tensor | None, saved: Tensor, inner: bool
+) -> list[Tensor]:
+    return [torch.empty_like(each) for each in (*weights, *([x] if inner else []))]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    weights, x, stoch, _ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, stoch, output[1], *weights)
+
+
+def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[list[Tensor], Tensor | None, None, None]:
+    x, stoch, saved, *weights = ctx.saved_tensors
+    inner = ctx.needs_input_grad[1]
+    run = _dispatch.kernel("mlp_backward", ctx.backend)
+    grads = run(grad.contiguous(), weights, x, stoch, saved, inner)
+    return grads[: len(weights)], grads[-1] if inner else None, None, None
+
+
+_dispatch.register(
+    "mlp",
+    "mlp_backward(Tensor grad, Tensor[] weights, Tensor x, Tensor? stoch, Tensor saved, bool inner) -> Tensor[]",
+    _fake_backward,
+    backends=("native",),
+)
+_dispatch.register(
+    "mlp",
+    "mlp(Tensor[] weights, Tensor x, Tensor? stoch, bool keep) -> (Tensor, Tensor)",
+    _fake,
+    _dispatch.Gradient(_setup, _backward),
+    backends=("native",),
+)
