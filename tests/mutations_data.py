@@ -6,6 +6,7 @@ NOISE, SCHEDULE, REPLAY, STEP, ACTION, EPISODES, STEPS, LOOP = (
     f"fastdreamer/{name}.py"
     for name in ("noise", "schedule", "replay", "env_step", "env_action", "episodes", "steps", "loop")
 )
+PHILOX = "kernels/fastdreamer_kernels/philox/reference.py"
 
 STREAM = "test_env.py::test_stream_follows_two_episodes"
 MASK = "test_env.py::test_mask_action_zeroes_rows_without_an_action"
@@ -100,17 +101,17 @@ RING = {
 }
 
 CLOCKWORK = {
-    "Philox with 9 rounds": Mutation(NOISE, "ROUNDS = 10", "ROUNDS = 9", ANSWERS),
+    "Philox with 9 rounds": Mutation(PHILOX, "ROUNDS = 10", "ROUNDS = 9", ANSWERS),
     "counter stands still": Mutation(NOISE, "        self.counter.add_(1)\n", "", PLACES),
     "streams share numbers": Mutation(NOISE, "(seed, stream << 16 | rank)", "(seed, rank)", PLACES),
     "cos and sin swapped": Mutation(
-        NOISE,
+        PHILOX,
         "out[:, lane] = angle.cos().mul_(radius)\n        out[:, lane + 1] = angle.sin_()",
         "out[:, lane] = angle.sin().mul_(radius)\n        out[:, lane + 1] = angle.cos_()",
         MADE,
     ),
-    "uniform reaches 1": Mutation(NOISE, "out.mul_(2.0**-24)", "out.mul_(1 / (2.0**24 - 1))", MADE),
-    "normal of half the variance": Mutation(NOISE, ".log_().mul_(-2).sqrt_()", ".log_().mul_(-1).sqrt_()", MADE),
+    "uniform reaches 1": Mutation(PHILOX, "out.mul_(2.0**-24)", "out.mul_(1 / (2.0**24 - 1))", MADE),
+    "normal of half the variance": Mutation(PHILOX, ".log_().mul_(-2).sqrt_()", ".log_().mul_(-1).sqrt_()", MADE),
     "no update at first": Mutation(SCHEDULE, "return 1\n", "return 0\n", RATIO),
     "fraction of an update dropped": Mutation(
         SCHEDULE, "self._previous += updates / self.updates_per_step", "self._previous = float(step)", RATIO

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastdreamer import noise
-from fastdreamer.noise import Noise, Stream, philox
+from fastdreamer.noise import Noise, Stream
+from fastdreamer_kernels.philox import reference
 
 WORD = st.integers(0, 2**32 - 1)
 # Known answers of Random123 1.14, kat_vectors, philox4x32 with 10 rounds: counter, key, output.
@@ -38,7 +38,7 @@ def plain_philox(counter: tuple[int, ...], key: tuple[int, ...]) -> tuple[int, .
 
 def vector_philox(counter: tuple[int, ...], key: tuple[int, int]) -> tuple[int, ...]:
     c0, c1, c2, c3 = (torch.tensor([word]) for word in counter)
-    return tuple(int(word) for word in philox((c0, c1, c2, c3), key))
+    return tuple(int(word) for word in reference.philox_words((c0, c1, c2, c3), key))
 
 
 @pytest.mark.parametrize("counter, key, output", KNOWN.values(), ids=KNOWN.keys())
@@ -68,7 +68,9 @@ def test_a_word_is_a_function_of_seed_stream_rank_counter_and_place(
         assert int(source.counter) == counter + step + 1
 
 
-def test_uniforms_and_normals_are_made_of_the_words() -> None:
+@pytest.mark.parametrize("backend", ["", "reference"])
+def test_uniforms_and_normals_are_made_of_the_words(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTDREAMER_KERNELS", backend)
     words = Noise(5, Stream.OBSERVE).bits(1000).tolist()
     assert Noise(5, Stream.OBSERVE).uniform(1000).tolist() == [(word >> 8) / 2**24 for word in words]
     normals = []
@@ -91,7 +93,11 @@ def test_uniforms_are_multiples_of_two_to_the_minus_24_below_one() -> None:
 def test_the_extreme_words_give_finite_numbers(
     monkeypatch: pytest.MonkeyPatch, word: int, uniform: float, magnitude: float
 ) -> None:
-    monkeypatch.setattr(noise, "philox", lambda counter, key: tuple(torch.full_like(part, word) for part in counter))
+    def words(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, ...]:
+        return tuple(torch.full_like(part, word) for part in counter)
+
+    monkeypatch.setattr(reference, "philox_words", words)
+    monkeypatch.setenv("FASTDREAMER_KERNELS", "reference")
     assert Noise(0, Stream.INIT).uniform(4).tolist() == [uniform] * 4
     draws = Noise(0, Stream.INIT).normal(4)
     assert draws.isfinite().all()
@@ -184,8 +190,9 @@ def test_numbers_do_not_depend_on_shape_or_on_how_many_are_computed_at_once(
         assert torch.equal(getattr(Noise(4, Stream.PLAN), kind)(30, 5, 20), whole.view(30, 5, 20))
         assert getattr(Noise(4, Stream.PLAN), kind)(7, 0).shape == (7, 0)
         assert getattr(Noise(4, Stream.PLAN), kind)() == whole[0]
+    monkeypatch.setenv("FASTDREAMER_KERNELS", "reference")
     for blocks in (1, 7, 749, 750):
-        monkeypatch.setattr(noise, "CPU_BLOCKS", blocks)
+        monkeypatch.setattr(reference, "CPU_BLOCKS", blocks)
         assert torch.equal(getattr(Noise(4, Stream.PLAN), kind)(3000), whole), blocks
 
 
