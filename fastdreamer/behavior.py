@@ -4,6 +4,7 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdreamer.batch import Batch, State
@@ -98,7 +99,7 @@ class Behavior(nn.Module):
         objective = advantage * log_prob[:, :-1] + ENTROPY_SCALE * sum(entropies[1:], entropies[0])[:, :-1]
         losses = {
             "policy": -weight[:, :-1] * objective,
-            "value": weight[:, :-1] * self.val.loss(logits[:, :-1], returns, slow[:, :-1]),
+            "value": weight[:, :-1] * self._value_loss(logits, returns, slow),
         }
         scaled = (returns - offset) / scale
         metrics = {
@@ -131,7 +132,14 @@ class Behavior(nn.Module):
         cont = (~batch.is_terminal).float() * (1 - 1 / self.config.discount_horizon)
         alive = (~batch.is_last).float()
         returns = lambda_return(batch.reward, cont, bootstrap, LAMBDA * alive)
-        return alive[:, :-1] * self.val.loss(logits[:, :-1], returns, slow[:, :-1])
+        return alive[:, :-1] * self._value_loss(logits, returns, slow)
+
+    def _value_loss(self, logits: Tensor, returns: Tensor, slow: Tensor) -> Tensor:
+        """(N, T-1) from logits (N, T, *), returns (N, T-1) and slow value (N, T).
+
+        The last step has no return: its loss is dropped, which costs less than cutting it out of the logits.
+        """
+        return self.val.loss(logits, F.pad(returns, (0, 1)), slow)[:, :-1]
 
     @torch.no_grad()
     def copy_slow_value(self) -> None:

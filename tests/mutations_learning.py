@@ -97,13 +97,13 @@ ACTOR_CRITIC = {
     ),
     "no slow target": Mutation(
         BEHAVIOR,
-        "weight[:, :-1] * self.val.loss(logits[:, :-1], returns, slow[:, :-1])",
+        "weight[:, :-1] * self._value_loss(logits, returns, slow)",
         "weight[:, :-1] * self.val.loss(logits[:, :-1], returns)",
         IMAGINED,
     ),
     "no slow target in replay": Mutation(
         BEHAVIOR,
-        "alive[:, :-1] * self.val.loss(logits[:, :-1], returns, slow[:, :-1])",
+        "alive[:, :-1] * self._value_loss(logits, returns, slow)",
         "alive[:, :-1] * self.val.loss(logits[:, :-1], returns)",
         REPLAYED,
     ),
@@ -137,7 +137,7 @@ ACTOR_CRITIC = {
         BEHAVIOR, "LAMBDA * alive)", "LAMBDA * torch.ones_like(alive))", REPLAYED
     ),
     "replayed last step weighs": Mutation(
-        BEHAVIOR, "return alive[:, :-1] * self.val.loss", "return self.val.loss", REPLAYED
+        BEHAVIOR, "return alive[:, :-1] * self._value_loss", "return self._value_loss", REPLAYED
     ),
     "replayed return undiscounted": Mutation(
         BEHAVIOR,
