@@ -102,9 +102,12 @@ FD_OP(imagine_sequence)
   });
   int64_t prior_wide = n.latent();
   for (int64_t i = 0; i < w.prior.count; ++i) prior_wide = max_of(prior_wide, w.prior.layers[i].columns);
-  const int64_t chunk = 48;
-  fd::parallel((n.rows + chunk - 1) / chunk, [&](int64_t task) {
+  const int64_t most = 48, threads = fd::thread_count();
+  const int64_t tasks = ((n.rows + most - 1) / most + threads - 1) / threads * threads;  // as much for each thread
+  const int64_t chunk = (n.rows + tasks - 1) / tasks;
+  fd::parallel(tasks, [&](int64_t task) {
     int64_t first = task * chunk, rows = min_of(chunk, n.rows - first);
+    if (rows <= 0) return;
     auto buffer = [&](int slot, int64_t width) { return Rows{fd::scratch(slot, chunk * width), width}; };
     Rows embeds_in = buffer(2, 3 * n.hidden), embeds = buffer(3, 3 * n.hidden), hidden = buffer(4, n.deter);
     Rows gates = buffer(5, 3 * n.deter), scaled = buffer(6, n.action), a = buffer(7, wide), b = buffer(8, wide);
