@@ -65,7 +65,8 @@ inline void scale_action(int64_t rows, int64_t n, ConstRows x, const uint8_t* ke
 struct StepRows {
   Rows embeds_in, embeds;  // (3M): before norm_act and after it; the action's third is the caller's work
   Rows hidden_in, hidden;  // (D)
-  Rows gates;              // (3D), block by block
+  Rows gates;              // (3D), block by block; or (3D/G) for one block after the other
+  bool keep_gates;
 };
 
 // deter (rows, D) -> out (rows, D). The embedding of the stochastic state is in embeds_in already.
@@ -83,7 +84,7 @@ inline void core_step(int64_t rows, const CoreArgs& args, const Core& core, cons
   norm_act(rows, n.deter, constant(step.hidden_in), args.hidden_scale, step.hidden);
   for (int64_t g = 0; g < n.blocks; ++g) {
     Weights gru{core.gru + g * core.gru_size, args.gru_bias + g * 3 * width, nullptr, width, 3 * width};
-    Rows gates = step.gates.from(g * 3 * width);
+    Rows gates = step.gates.from(step.keep_gates ? g * 3 * width : 0);
     linear(rows, gru, constant(step.hidden.from(g * width)), gates);
     for (int64_t r = 0; r < rows; ++r) gru_gates(width, gates[r], deter[r] + g * width, out[r] + g * width);
   }

@@ -16,6 +16,7 @@ struct Policy {
 };
 
 constexpr float kMinStd = 0.1f, kMaxStd = 1.0f;
+constexpr int64_t kPad = 16;  // floats
 
 inline Policy pack_policy(Packer& packer, const float* const* args, const int64_t* widths, int64_t trunk,
                           const int64_t* keys, int64_t key_count, int64_t deter) {
@@ -108,23 +109,30 @@ FD_OP(imagine_sequence)
   fd::parallel(tasks, [&](int64_t task) {
     int64_t first = task * chunk, rows = min_of(chunk, n.rows - first);
     if (rows <= 0) return;
-    auto buffer = [&](int slot, int64_t width) { return Rows{fd::scratch(slot, chunk * width), width}; };
+    // A cache line more than the width: rows at a stride of pages would push each other out of the cache.
+    auto buffer = [&](int slot, int64_t width) {
+      return Rows{fd::scratch(slot, chunk * (width + kPad)), width + kPad};
+    };
     Rows embeds_in = buffer(2, 3 * n.hidden), embeds = buffer(3, 3 * n.hidden), hidden = buffer(4, n.deter);
-    Rows gates = buffer(5, 3 * n.deter), scaled = buffer(6, n.action), a = buffer(7, wide), b = buffer(8, wide);
-    Rows c = buffer(9, prior_wide), d = buffer(10, prior_wide);
-    auto deter = [&](int64_t h) { return Rows{deters + (first * steps + h) * n.deter, steps * n.deter}; };
+    Rows gates = buffer(5, 3 * n.block()), scaled = buffer(6, n.action), a = buffer(7, wide), b = buffer(8, wide);
+    Rows c = buffer(9, prior_wide), d = buffer(10, prior_wide), deter = buffer(11, n.deter), next = buffer(12, n.deter);
+    auto keep = [&](Rows state, int64_t h) {
+      for (int64_t r = 0; r < rows; ++r)
+        memcpy(deters + ((first + r) * steps + h) * n.deter, state[r], n.deter * sizeof(float));
+    };
     auto stoch = [&](int64_t h) {
       return RowsOf<int32_t>{stochs + (first * steps + h) * n.groups, steps * n.groups};
     };
     for (int64_t r = 0; r < rows; ++r) {
-      memcpy(deter(0)[r], start_deter + (first + r) * n.deter, n.deter * sizeof(float));
+      memcpy(deter[r], start_deter + (first + r) * n.deter, n.deter * sizeof(float));
       memcpy(stoch(0)[r], start_stoch + (first + r) * n.groups, n.groups * sizeof(int32_t));
     }
+    keep(deter, 0);
     for (int64_t h = 0; h < steps; ++h) {
       Rows action{actions + (first * steps + h) * n.action, steps * n.action};
       ConstRows step_noise{noise + (first * steps + h) * elements, steps * elements};
       RowsOf<const int32_t> latent{stoch(h).data, stoch(h).ld};
-      act(rows, w.policy, n, constant(deter(h)), latent, step_noise, actor_unimix, a, b, action);
+      act(rows, w.policy, n, constant(deter), latent, step_noise, actor_unimix, a, b, action);
       if (h == horizon) break;
       scale_action(rows, n.action, constant(action), nullptr, scaled);
       Rows action_embed = embeds_in.from(2 * n.hidden);
@@ -132,8 +140,11 @@ FD_OP(imagine_sequence)
       norm_act(rows, n.hidden, constant(action_embed), args.action_scale, embeds.from(2 * n.hidden));
       gather_rows(rows, n.hidden, n.groups, n.classes, latent.data, latent.ld, nullptr, 0, args.stoch, args.stoch_bias,
                   embeds_in.from(n.hidden));
-      core_step(rows, args, w.core, n, constant(deter(h)), {embeds_in, embeds, hidden, hidden, gates}, deter(h + 1));
-      ConstRows x = constant(deter(h + 1));
+      core_step(rows, args, w.core, n, constant(deter), {embeds_in, embeds, hidden, hidden, gates, false}, next);
+      Rows old = deter;
+      deter = next, next = old;
+      keep(deter, h + 1);
+      ConstRows x = constant(deter);
       for (int64_t i = 0; i < w.prior.count; ++i, x = constant(d)) {
         linear(rows, w.prior.layers[i], x, c);
         norm_act(rows, w.prior.layers[i].columns, constant(c), w.prior.layers[i].scale, d);

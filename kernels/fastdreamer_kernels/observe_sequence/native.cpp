@@ -118,7 +118,7 @@ FD_OP(observe_sequence)
       gather_rows(rows, n.hidden, n.groups, n.classes, latent, n.groups, keep, 1, scan.core.stoch, scan.core.stoch_bias,
                   embeds_in.from(n.hidden));
       core_step(rows, scan.core, w.core, n, constant(old),
-                {embeds_in, embeds, work(saved.hidden_in, n.deter), hidden, work(saved.gates, 3 * n.deter)}, deter);
+                {embeds_in, embeds, work(saved.hidden_in, n.deter), hidden, work(saved.gates, 3 * n.deter), true}, deter);
       float* post_in = saved.post_in;
       for (int64_t i = 0; i < scan.layers; ++i) {
         int64_t width = widths[i + 1];
