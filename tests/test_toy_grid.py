@@ -18,6 +18,7 @@ LOSSES = {
     **{name: name for name in ("loss/con", "loss/dyn", "loss/rep", "loss/rew", "loss/value", "loss/repval")},
 }
 """The official name of a loss -> ours."""
+Curves = dict[str, list[float]]
 
 
 def grid_config(overrides: dict[str, Any], seed: int) -> Config:
@@ -36,7 +37,7 @@ def grid_config(overrides: dict[str, Any], seed: int) -> Config:
     )
 
 
-def train(config: Config, updates_per_point: int) -> dict[str, list[float]]:
+def train(config: Config, updates_per_point: int) -> Curves:
     """Mean score per 1,000 steps, and the losses of the last full interval of updates."""
     training = Training(config, None)
     scores: list[list[float]] = [[] for _ in range(STEPS // INTERVAL)]
@@ -50,29 +51,44 @@ def train(config: Config, updates_per_point: int) -> dict[str, list[float]]:
     return {"scores": [float(np.mean(part)) for part in scores], **{key: [final[LOSSES[key]]] for key in LOSSES}}
 
 
-def official(run: dict[str, Any]) -> dict[str, list[float]]:
+def official(run: dict[str, Any]) -> Curves:
     parts: list[list[float]] = [[] for _ in range(STEPS // INTERVAL)]
     for step, score, _ in run["scores"]:
         parts[min((step - 1) // INTERVAL, len(parts) - 1)].append(score)  # a few end after step 8,000
     return {"scores": [float(np.mean(part)) for part in parts], **{key: [run["metrics"][key][-1]] for key in LOSSES}}
 
 
+def outside(run: Curves, others: list[Curves]) -> list[str]:
+    """The points of a run that lie outside of the range of others, widened on both sides by its own width."""
+    points = []
+    for key, values in run.items():
+        low, high = (limit([other[key] for other in others], axis=0) for limit in (np.min, np.max))
+        for at, value in enumerate(values):
+            width = high[at] - low[at]
+            if not low[at] - width <= value <= high[at] + width:
+                points.append(f"{key}[{at}] {value:.4f} not in {low[at]:.4f}..{high[at]:.4f} widened")
+    return points
+
+
+def mean(runs: list[Curves]) -> Curves:
+    return {key: np.mean([run[key] for run in runs], axis=0).tolist() for key in runs[0]}
+
+
 @pytest.mark.slow
 def test_curves_lie_in_the_official_band(golden_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The band is the official seeds' range, widened on both sides by its own width."""
+    """The mean of our seeds does at every point, and of single seeds no more points are outside than of the official.
+
+    An official seed is compared with the other four: one of the five leaves their band, at four points.
+    """
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     torch.set_num_threads(1)
     curves = json.loads((golden_folder / "toy_grid_curves.json").read_text())
     theirs = [official(run) for run in curves["runs"]]
     per_point = curves["runs"][0]["updates_per_point"]
     ours = [train(grid_config(curves["overrides"], seed), per_point) for seed in range(SEEDS)]
-    outside = []
-    for key in theirs[0]:
-        low, high = (limit([run[key] for run in theirs], axis=0) for limit in (np.min, np.max))
-        for seed, run in enumerate(ours):
-            for at, value in enumerate(run[key]):
-                print(f"seed {seed} {key}[{at}]: {value:.4f}, official {low[at]:.4f}..{high[at]:.4f}")
-                width = high[at] - low[at]
-                if not low[at] - width <= value <= high[at] + width:
-                    outside.append(f"seed {seed} {key}[{at}] {value:.4f} not in {low[at]:.4f}..{high[at]:.4f} widened")
-    assert not outside, outside
+    for seed, run in enumerate(ours):
+        print(f"seed {seed}: {run}, outside: {outside(run, theirs)}")
+    assert not outside(mean(ours), theirs)
+    strays = [len(outside(run, theirs)) for run in ours]
+    official_strays = [len(outside(run, theirs[:i] + theirs[i + 1 :])) for i, run in enumerate(theirs)]
+    assert np.mean(strays) <= np.mean(official_strays), (strays, official_strays)
