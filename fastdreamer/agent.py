@@ -108,11 +108,11 @@ class Agent(nn.Module):
     @torch.no_grad()
     def dream(self, start: State, noise: UpdateNoise) -> Dream:
         """Imagines H steps from every state (N, ...) and predicts what they are worth."""
-        states, action = self.world.dyn.imagine(
+        states, action, kept = self.world.dyn.imagine(
             start, self.behavior.pol.weights(self.dtype), self.behavior.pol.keys, noise.imagine, noise.action,
             self.behavior.actor_unimix,
         )  # fmt: skip
-        return Dream(states, action, self.world.reward(states), self.world.cont(states))
+        return Dream(states, action, self.world.reward(states), self.world.cont(states), kept)
 
     def initial(self, rows: int) -> ActState:
         """The carry of `act` before the first step; is_first resets it."""

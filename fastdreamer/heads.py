@@ -11,6 +11,7 @@ from fastdreamer.nets import MLP, Linear, Named
 from fastdreamer.spaces import Spaces
 from fastdreamer_kernels import mlp, twohot_loss, twohot_mean
 from fastdreamer_kernels.functional import Projection
+from fastdreamer_kernels.mlp import Kept
 from fastdreamer_kernels.policy import ActionKey, Policy
 
 
@@ -88,12 +89,12 @@ class PolicyHead(nn.Module):
             outputs.append(tuple(out.weights(dtype) for out in self.head[key].values()))
         return Policy(self.mlp.weights(dtype), tuple(outputs))
 
-    def on_states(self, states: State) -> list[tuple[Tensor, ...]]:
+    def on_states(self, states: State, kept: Kept | None = None) -> list[tuple[Tensor, ...]]:
         """Per key (logits,) or (mean, stddev) before their squashing, each (..., width)."""
         trunk, outputs = self.weights(states.deter.dtype)
         flat = [out for outs in outputs for out in outs]
         joined = Projection(torch.cat([out.kernel for out in flat], 1), torch.cat([out.bias for out in flat]))
-        parts = iter(mlp(trunk, joined, *states).split([out.bias.numel() for out in flat], -1))
+        parts = iter(mlp(trunk, joined, *states, kept).split([out.bias.numel() for out in flat], -1))
         return [tuple(next(parts) for _ in outs) for outs in outputs]
 
     def split(self, action: Tensor) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from fastdreamer.batch import State
 from fastdreamer.config import Dims
 from fastdreamer.nets import BlockLinear, Linear, Norm, kernel_weights, layer_weights
 from fastdreamer_kernels import imagine_sequence, mlp, observe_sequence
+from fastdreamer_kernels.mlp import Kept
 from fastdreamer_kernels.policy import ActionKey, Policy
 from fastdreamer_kernels.rssm_core import Core, Head
 
@@ -77,14 +78,15 @@ class RSSM(nn.Module):
     def imagine(
         self, start: State, policy: Policy, keys: tuple[ActionKey, ...], uniform: Tensor, action_noise: Tensor,
         actor_unimix: float,
-    ) -> tuple[State, Tensor]:  # fmt: skip
+    ) -> tuple[State, Tensor, Kept | None]:  # fmt: skip
         """H steps from N states: states (N, H+1, ...) with the start included, flat actions (N, H+1, A).
 
-        uniform (N, H, S), action_noise (N, H+1, elements). No gradient flows.
+        And what the policy left for its loss, where the kernels keep it. uniform (N, H, S), action_noise
+        (N, H+1, elements). No gradient flows.
         """
         dtype = start.deter.dtype
-        deter, stoch, action = imagine_sequence(
+        deter, stoch, action, kept = imagine_sequence(
             self.core(dtype), self.head("prior", PRIOR_LAYERS, dtype), policy, keys,
             *start, uniform, action_noise, self.unimix, actor_unimix,
         )  # fmt: skip
-        return State(deter, stoch), action
+        return State(deter, stoch), action, kept

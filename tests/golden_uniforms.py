@@ -69,10 +69,10 @@ def walk_imagine(
     uniform = torch.full((rows, horizon, groups), 0.5)
     noise = torch.full((rows, horizon + 1, sum(key.elements for key in keys)), HALF_STD)
     for h in range(horizon + 1):
-        states, _ = rssm.imagine(start, policy, keys, uniform, noise, actor_unimix)
+        states, *_ = rssm.imagine(start, policy, keys, uniform, noise, actor_unimix)
         feat = features(State(states.deter[:, h], states.stoch[:, h]), rssm.dims.classes)
         noise[:, h] = action_midpoints(policy_outputs(feat, policy), keys, actor_unimix)
         if h < horizon:
-            states, _ = rssm.imagine(start, policy, keys, uniform, noise, actor_unimix)
+            states, *_ = rssm.imagine(start, policy, keys, uniform, noise, actor_unimix)
             uniform[:, h] = midpoints(rssm.prior(states.deter[:, h + 1]), rssm.unimix)
     return uniform, noise

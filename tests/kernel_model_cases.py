@@ -95,7 +95,8 @@ def imagine_case(n: Sizes, keys: Keys, unimix: float = 0.01, actor_unimix: float
 
     def call(backend: str, *x: Tensor) -> tuple[Tensor, ...]:
         core, prior, policy = pytree.tree_unflatten(list(x[: len(leaves)]), spec)
-        return imagine_sequence(core, prior, policy, keys, *x[len(leaves) :], unimix, actor_unimix, backend=backend)
+        given = core, prior, policy, keys, *x[len(leaves) :], unimix, actor_unimix
+        return imagine_sequence(*given, backend=backend)[:3]
 
     def move(drawn: Tensor) -> Tensor:
         """drawn: the uniforms of the latents, then the noise, in one row."""

@@ -97,6 +97,10 @@ NATIVE = {
     "imagine: noise of the first key": Mutation(
         IMAGINE, "load(noise[r] + element + i, count)", "load(noise[r] + i, count)", VALUES
     ),
+    "imagine: the policy's layers of another step": Mutation(
+        IMAGINE, "memcpy(saved + (first + r * stride) * width", "memcpy(saved + (first + r) * width",
+        f"{HEADS}::test_what_the_policy_leaves_is_what_mlp_would",
+    ),
     "imagine: uniforms of the first task": Mutation(
         IMAGINE, "((first + r) * horizon + h) * n.groups", "(r * horizon + h) * n.groups", LARGE
     ),

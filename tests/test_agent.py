@@ -58,7 +58,7 @@ def test_a_dream_is_policy_core_prior_and_sample_in_turn() -> None:
     rng = torch.Generator().manual_seed(3)
     start = State(torch.randn(rows, DETER, generator=rng), torch.zeros(rows, GROUPS, dtype=torch.int32))
     with torch.no_grad():
-        states, actions = dyn.imagine(start, pol.weights(torch.float32), pol.keys, uniform, noise, 0.0)
+        states, actions, _ = dyn.imagine(start, pol.weights(torch.float32), pol.keys, uniform, noise, 0.0)
         core = dyn.core(torch.float32)
         deter, stoch = start
         for h in range(HORIZON + 1):

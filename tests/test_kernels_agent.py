@@ -117,7 +117,7 @@ def test_sampled_latents_are_those_of_the_references(monkeypatch: pytest.MonkeyP
             )
             observed.append((states, posts))
             root = flatten(observed[0][0])
-            dream, _ = world.dyn.imagine(
+            dream, *_ = world.dyn.imagine(
                 root, pol.weights(torch.float32), pol.keys, noise.imagine, noise.action, agent.behavior.actor_unimix
             )
             dreamed.append(dream)

@@ -65,6 +65,32 @@ def test_mlp_gives_the_same_where_it_keeps_nothing(case: Case) -> None:
     assert bytes_of(case.call("native", *case.inputs)) == bytes_of((results(case)[0],))
 
 
+@needs_native
+@pytest.mark.parametrize("case", named([case for case in RAGGED + LARGE if case.op == "imagine_sequence"]))
+@pytest.mark.usefixtures("poisoned")
+def test_what_the_policy_leaves_is_what_mlp_would(case: Case) -> None:
+    """Outputs and gradients of the policy's weights on the dreamt states, bit by bit."""
+    seen: dict[str, Any] = {}
+
+    def spy(*given: Any, backend: str) -> tuple[Any, ...]:
+        seen["policy"], seen["dream"] = given[2], imagine_sequence(*given, backend=backend)
+        return seen["dream"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel_model_cases, "imagine_sequence", spy)
+        case.call("native", *case.inputs)
+    (trunk, outputs), (deter, stoch, _, kept) = seen["policy"], seen["dream"]
+    flat = [out for outs in outputs for out in outs]
+    joined = Projection(torch.cat([out.kernel for out in flat], 1), torch.cat([out.bias for out in flat]))
+    leaves, spec = pytree.tree_flatten((trunk, joined))
+    leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+    runs = []
+    for known in (None, kept):
+        out = mlp(*pytree.tree_unflatten(leaves, spec), deter, stoch, known, backend="native")
+        runs.append(bytes_of((out.detach(), *torch.autograd.grad(out, leaves, normal(5, *out.shape)))))
+    assert runs[0] == runs[1]
+
+
 def kernel_calls() -> Iterator[tuple[str, tuple[Any, ...]]]:
     def trained(tensors: list[Tensor]) -> list[Tensor]:
         return [x.clone().requires_grad_() for x in tensors]
@@ -87,7 +113,8 @@ def kernel_calls() -> Iterator[tuple[str, tuple[Any, ...]]]:
     for keep in (True, False):
         yield "mlp", (trained(stack) if keep else stack, deter, stoch, keep)
     yield "mlp", (trained(stack[:-2]), torch.cat([deter, normal(84, 4, 12)], -1).requires_grad_(), None, True)
-    _, kept_layers = _dispatch.kernel("mlp", "native")(stack, deter, stoch, True)
+    kept_out, kept_layers = _dispatch.kernel("mlp", "native")(stack, deter, stoch, True)
+    yield "mlp_kept", (trained(stack), deter, stoch, kept_out, kept_layers)
     for inner in (True, False):
         yield "mlp_backward", (normal(82, 4, 3), stack, deter, stoch, kept_layers, inner)
     values, bins, *targets = loss_case((6,), 9, 2).inputs
@@ -98,7 +125,7 @@ def kernel_calls() -> Iterator[tuple[str, tuple[Any, ...]]]:
 
 
 @needs_native
-@pytest.mark.parametrize("index", range(11))
+@pytest.mark.parametrize("index", range(12))
 def test_native_kernels_are_proper_ops(index: int) -> None:
     name, args = list(kernel_calls())[index]
     checks = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]

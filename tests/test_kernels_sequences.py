@@ -165,7 +165,8 @@ def test_imagine(n: Sizes) -> None:
     deter, stoch = normal(50, n.B, n.D), (uniforms(51, n.B, n.S) * n.K).int()
     uniform, noise = uniforms(52, n.B, n.T, n.S), uniforms(53, n.B, n.T + 1, 3)
     noise[:, :, 2] = 2 * normal(54, n.B, n.T + 1)  # beyond 1 after the mean: the core scales, the record does not
-    got = imagine_sequence(weights.core, weights.prior, weights.policy, KEYS, deter, stoch, uniform, noise, UNIMIX, 0.0)
+    given = weights.core, weights.prior, weights.policy, KEYS, deter, stoch, uniform, noise
+    got = imagine_sequence(*given, UNIMIX, 0.0)[:3]
     assert not any(value.requires_grad for value in got)
     expected = imagine(widen(weights), KEYS, deter, stoch, uniform, noise, UNIMIX)
     for actual, value in zip(got, expected, strict=True):

@@ -11,6 +11,7 @@ from torch import Tensor
 from fastdreamer_kernels import _dispatch
 from fastdreamer_kernels.functional import flatten
 from fastdreamer_kernels.imagine_sequence import reference
+from fastdreamer_kernels.mlp import Kept
 from fastdreamer_kernels.policy import ActionKey, Policy
 from fastdreamer_kernels.rssm_core import Core, Head, check_widths
 
@@ -21,8 +22,11 @@ _dispatch.define("imagine_sequence", "native", "triton")
 def imagine_sequence(
     core: Core, prior: Head, policy: Policy, keys: tuple[ActionKey, ...], deter: Tensor, stoch: Tensor,
     uniform: Tensor, action_noise: Tensor, unimix: float, actor_unimix: float, backend: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Kept | None]:  # fmt: skip
     """deter (N, H+1, D), stoch (N, H+1, S) int32 and flat actions (N, H+1, A) float32, the root state included.
+
+    And what the policy left at those N * (H+1) states for `mlp` of its trunk and its outputs side by side, where the
+    backend keeps that: the native one does.
 
     Start deter (N, D) and stoch (N, S) int32; uniform (N, H, S) in [0, 1); action_noise (N, H+1, elements): uniforms
     for discrete elements, standard normals for continuous ones; unimix, actor_unimix in [0, 1]. The last action is
@@ -44,14 +48,15 @@ def imagine_sequence(
     )  # fmt: skip
     chosen = _dispatch.choose("imagine_sequence", deter, backend)
     if chosen == "reference":
-        return reference.imagine_sequence(
+        return *reference.imagine_sequence(
             core, prior, policy, keys, deter, stoch, uniform, action_noise, unimix, actor_unimix
-        )
+        ), None  # fmt: skip
     inputs = [x.contiguous() for x in (deter, stoch, uniform, action_noise)]
-    return _dispatch.kernel("imagine_sequence", chosen)(
+    deters, stochs, action, *kept = _dispatch.kernel("imagine_sequence", chosen)(
         flatten(core), flatten(prior), flatten(policy), len(policy.trunk), [n for key in keys for n in key], *inputs,
         unimix, actor_unimix,
     )  # fmt: skip
+    return deters, stochs, action, Kept(*kept) if kept else None
 
 
 def _fake(
@@ -63,10 +68,22 @@ def _fake(
     return deter.new_empty(rows, steps, deter.shape[1]), stoch.new_empty(rows, steps, stoch.shape[1]), action
 
 
-_dispatch.register(
-    "imagine_sequence",
+def _fake_kept(
+    core: list[Tensor], prior: list[Tensor], policy: list[Tensor], trunk: int, keys: list[int], deter: Tensor,
+    stoch: Tensor, uniform: Tensor, *rest: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    deters, stochs, action = _fake(core, prior, policy, trunk, keys, deter, stoch, uniform)
+    states = deters.shape[0] * deters.shape[1]
+    out = deter.new_empty(states, sum(bias.numel() for bias in policy[3 * trunk + 1 :: 2]))
+    saved = deter.new_empty(states * sum(bias.numel() for bias in policy[1 : 3 * trunk : 3]))
+    return deters, stochs, action, out, saved
+
+
+ARGUMENTS = (
     "imagine_sequence(Tensor[] core, Tensor[] prior, Tensor[] policy, int trunk, int[] keys, Tensor deter,"
     " Tensor stoch, Tensor uniform, Tensor action_noise, float unimix, float actor_unimix)"
-    " -> (Tensor, Tensor, Tensor)",
-    _fake,
+)
+_dispatch.register("imagine_sequence", f"{ARGUMENTS} -> (Tensor, Tensor, Tensor)", _fake, backends=("triton",))
+_dispatch.register(
+    "imagine_sequence", f"{ARGUMENTS} -> (Tensor, Tensor, Tensor, Tensor, Tensor)", _fake_kept, backends=("native",)
 )

@@ -41,23 +41,42 @@ inline Policy pack_policy(Packer& packer, const float* const* args, const int64_
   return policy;
 }
 
+// What mlp_backward needs of the policy, as mlp would leave it: outputs (states, W), and the layers before their norms, one
+// (states, width) after the other. Row r of a step is state `first + r * stride`.
+struct Kept {
+  float *out, *saved;
+  int64_t states, outputs, first, stride;
+
+  void layer(int64_t rows, int64_t width, ConstRows x) {
+    for (int64_t r = 0; r < rows; ++r) memcpy(saved + (first + r * stride) * width, x[r], width * sizeof(float));
+    saved += states * width;
+  }
+  void output(int64_t rows, int64_t width, ConstRows x) {
+    for (int64_t r = 0; r < rows; ++r) memcpy(out + (first + r * stride) * outputs, x[r], width * sizeof(float));
+    out += width;
+  }
+};
+
 // The flat action of every row from its features. a, b: rows of scratch as wide as the widest layer or output.
 inline void act(int64_t rows, const Policy& policy, const Sizes& n, ConstRows deter, RowsOf<const int32_t> stoch,
-                ConstRows noise, float unimix, Rows a, Rows b, Rows action) {
+                ConstRows noise, float unimix, Rows a, Rows b, Rows action, Kept kept) {
   const Head& trunk = policy.trunk;
-  linear(rows, trunk.layers[0], deter, a);
+  linear(rows, trunk.layers[0], deter, b);
   gather_rows(rows, trunk.layers[0].columns, n.groups, n.classes, stoch.data, stoch.ld, nullptr, 0, policy.latent,
-              nullptr, a);
-  norm_act(rows, trunk.layers[0].columns, constant(a), trunk.layers[0].scale, a);
-  for (int64_t i = 1; i < trunk.count; ++i) {
-    linear(rows, trunk.layers[i], constant(a), b);
-    norm_act(rows, trunk.layers[i].columns, constant(b), trunk.layers[i].scale, a);
+              nullptr, b);
+  for (int64_t i = 0; i < trunk.count; ++i) {
+    int64_t width = trunk.layers[i].columns;
+    if (i > 0) linear(rows, trunk.layers[i], constant(a), b);
+    kept.layer(rows, width, constant(b));
+    norm_act(rows, width, constant(b), trunk.layers[i].scale, a);
   }
   int64_t column = 0, element = 0;
   for (int64_t k = 0; k < policy.keys; ++k) {
     const Output& out = policy.outputs[k];
     int64_t columns = out.values[0].columns;
     linear(rows, out.values[0], constant(a), b);
+    if (!out.classes) linear(rows, out.values[1], constant(a), b.from(columns));
+    kept.output(rows, out.classes ? columns : 2 * columns, constant(b));
     if (out.classes) {
       for (int64_t r = 0; r < rows; ++r) {
         mixed_probs(out.elements, out.classes, b[r], unimix, b[r]);
@@ -68,7 +87,6 @@ inline void act(int64_t rows, const Policy& policy, const Sizes& n, ConstRows de
         }
       }
     } else {
-      linear(rows, out.values[1], constant(a), b.from(columns));
       for (int64_t r = 0; r < rows; ++r)
         for_vectors(columns, [&](int64_t i, int64_t count) {
           Vec std = (kMaxStd - kMinStd) * sigmoid(load(b[r] + columns + i, count) + 2.0f) + kMinStd;
@@ -88,7 +106,7 @@ FD_OP(imagine_sequence)
 (const int64_t* sizes, const float* const* core_args, const float* const* prior_args, const int64_t* prior_widths,
  const float* const* policy_args, const int64_t* policy_widths, const int64_t* keys, const float* start_deter,
  const int32_t* start_stoch, const float* uniform, const float* noise, float unimix, float actor_unimix, float* deters,
- int32_t* stochs, float* actions) {
+ int32_t* stochs, float* actions, float* policy_out, float* policy_saved) {
   Sizes n{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7], 0};
   int64_t horizon = n.time, steps = horizon + 1, elements = sizes[11], wide = sizes[12];
   CoreArgs args;
@@ -103,6 +121,11 @@ FD_OP(imagine_sequence)
   });
   int64_t prior_wide = n.latent();
   for (int64_t i = 0; i < w.prior.count; ++i) prior_wide = max_of(prior_wide, w.prior.layers[i].columns);
+  int64_t outputs = 0;
+  for (int64_t k = 0; k < w.policy.keys; ++k) {
+    const Output& out = w.policy.outputs[k];
+    outputs += out.values[0].columns * (out.classes ? 1 : 2);
+  }
   const int64_t most = 48, threads = fd::thread_count();
   const int64_t tasks = ((n.rows + most - 1) / most + threads - 1) / threads * threads;  // as much for each thread
   const int64_t chunk = (n.rows + tasks - 1) / tasks;
@@ -132,7 +155,8 @@ FD_OP(imagine_sequence)
       Rows action{actions + (first * steps + h) * n.action, steps * n.action};
       ConstRows step_noise{noise + (first * steps + h) * elements, steps * elements};
       RowsOf<const int32_t> latent{stoch(h).data, stoch(h).ld};
-      act(rows, w.policy, n, constant(deter), latent, step_noise, actor_unimix, a, b, action);
+      act(rows, w.policy, n, constant(deter), latent, step_noise, actor_unimix, a, b, action,
+          {policy_out, policy_saved, n.rows * steps, outputs, first * steps + h, steps});
       if (h == horizon) break;
       scale_action(rows, n.action, constant(action), nullptr, scaled);
       Rows action_embed = embeds_in.from(2 * n.hidden);

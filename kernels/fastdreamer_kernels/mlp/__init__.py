@@ -4,7 +4,7 @@ Its input are features, or states: deter and the class indices of the latents, w
 the first layer sums the rows of its kernel that the classes name. On a GPU torch.compile fuses the reference.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,13 +16,23 @@ from fastdreamer_kernels.mlp import reference
 _dispatch.define("mlp", "native")
 
 
+class Kept(NamedTuple):
+    """What an evaluation of a stack on N rows leaves for its backward pass: it need not be made a second time."""
+
+    out: Tensor
+    """(N, W)."""
+    saved: Tensor
+    """(N * sum of widths,): every layer before its norm, one (N, width) after the other."""
+
+
 def mlp(
     layers: tuple[Layer, ...], output: Projection | None, x: Tensor, stoch: Tensor | None = None,
-    backend: str | None = None,
+    kept: Kept | None = None, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     """(..., W) from x (..., D) and, where the features end in one-hots, their classes stoch (..., S) int32.
 
     W is the width of the output, or that of the last layer if there is none. Differentiable in the weights and in x.
+    kept: of the native kernels, for the same weights and inputs; the reference has no use for it.
     Raises ValueError if the shapes or dtypes do not fit. Source: SPEC 2.1.
     """
     latent = layers[0].kernel.shape[0] - x.shape[-1]
@@ -43,7 +53,11 @@ def mlp(
     flat = flatten(layers if output is None else (*layers, output))
     keep = torch.is_grad_enabled() and (x.requires_grad or any(weight.requires_grad for weight in flat))
     classes = None if stoch is None else stoch.contiguous().flatten(0, -2)
-    out, _ = _dispatch.kernel("mlp", chosen)(flat, x.contiguous().flatten(0, -2), classes, keep)
+    rows = x.contiguous().flatten(0, -2)
+    if kept is None:
+        out, _ = _dispatch.kernel("mlp", chosen)(flat, rows, classes, keep)
+    else:
+        out = _dispatch.kernel("mlp_kept", chosen)(flat, rows, classes, *kept)
     return out.view(*x.shape[:-1], -1)
 
 
@@ -51,6 +65,10 @@ def _fake(weights: list[Tensor], x: Tensor, stoch: Tensor | None, keep: bool) ->
     biases = weights[1::3]
     hidden = sum(bias.numel() for bias in biases[: len(weights) // 3])
     return x.new_empty(x.shape[0], biases[-1].numel()), x.new_empty(x.shape[0] * hidden if keep else 0)
+
+
+def _fake_kept(weights: list[Tensor], x: Tensor, stoch: Tensor | None, out: Tensor, saved: Tensor) -> Tensor:
+    return torch.empty_like(out)
 
 
 def _fake_backward(
@@ -65,12 +83,17 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     ctx.save_for_backward(x, stoch, output[1], *weights)
 
 
-def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[list[Tensor], Tensor | None, None, None]:
+def _setup_kept(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    weights, x, stoch, _, saved = inputs
+    ctx.save_for_backward(x, stoch, saved, *weights)
+
+
+def _backward(ctx: Any, grad: Tensor, *unused: None) -> tuple[list[Tensor] | Tensor | None, ...]:
     x, stoch, saved, *weights = ctx.saved_tensors
     inner = ctx.needs_input_grad[1]
     run = _dispatch.kernel("mlp_backward", ctx.backend)
     grads = run(grad.contiguous(), weights, x, stoch, saved, inner)
-    return grads[: len(weights)], grads[-1] if inner else None, None, None
+    return grads[: len(weights)], grads[-1] if inner else None, *[None] * (len(ctx.needs_input_grad) - 2)
 
 
 _dispatch.register(
@@ -84,5 +107,12 @@ _dispatch.register(
     "mlp(Tensor[] weights, Tensor x, Tensor? stoch, bool keep) -> (Tensor, Tensor)",
     _fake,
     _dispatch.Gradient(_setup, _backward),
+    backends=("native",),
+)
+_dispatch.register(
+    "mlp",
+    "mlp_kept(Tensor[] weights, Tensor x, Tensor? stoch, Tensor out, Tensor saved) -> Tensor",
+    _fake_kept,
+    _dispatch.Gradient(_setup_kept, _backward),
     backends=("native",),
 )
