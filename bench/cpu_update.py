@@ -1,7 +1,7 @@
 """What a whole update costs on the CPU, native kernels against references: `python -m bench.cpu_update --json`.
 
-16 x 64 steps, horizon 15, exact float32, replay sample and write-back included. Rounds of both backends alternate, and
-the figures are medians over rounds: process CPU time, and wall time.
+16 x 64 steps, horizon 15, exact float32, replay sample and write-back included. Each backend has a process of its own;
+they take turns of three updates, and the figures are medians over those rounds: process CPU time, and wall time.
 
 `--serve` speaks the protocol of a side-by-side comparison instead: one JSON object per line. It prints {"ready": true,
 "params": N} once it is warm, answers {"updates": N} with {"cpu_ms": X, "wall_ms": Y} per update, and ends on
@@ -13,6 +13,7 @@ import gc
 import json
 import os
 import statistics
+import subprocess
 import sys
 import time
 from typing import Any, NamedTuple, get_args
@@ -27,9 +28,8 @@ from fastdreamer.config import Size
 from fastdreamer_kernels import report
 
 DEFAULT_SIZE: dict[Task, Size] = {"vector": "size1m", "image": "size12m"}
-BACKENDS = {"reference": "reference", "native": ""}
-"""Name -> value of FASTDREAMER_KERNELS; empty is the default of the device."""
-WARMUP = 2
+BACKENDS = ("reference", "native")
+WARMUP, UPDATES = 2, 3
 
 
 class Cost(NamedTuple):
@@ -41,7 +41,7 @@ class Cost(NamedTuple):
 
 def run(learner: Learner, backend: str, updates: int) -> Cost:
     """Makes updates on a backend."""
-    os.environ["FASTDREAMER_KERNELS"] = BACKENDS[backend]
+    os.environ["FASTDREAMER_KERNELS"] = backend
     cpu, wall = time.process_time(), time.perf_counter()
     for _ in range(updates):
         learner.update()
@@ -49,27 +49,58 @@ def run(learner: Learner, backend: str, updates: int) -> Cost:
     return Cost((time.process_time() - cpu) * scale, (time.perf_counter() - wall) * scale)
 
 
-def compare(task: Task, size: Size, rounds: int) -> dict[str, Any]:
-    """Medians of alternating rounds of one update each."""
-    learners = {backend: Learner(task, size) for backend in BACKENDS}
-    gc.freeze()  # as a run does
-    costs: dict[str, list[Cost]] = {backend: [] for backend in BACKENDS}
-    for _ in range(WARMUP + rounds):
-        for backend, learner in learners.items():
-            costs[backend].append(run(learner, backend, 1))
-    result: dict[str, Any] = {"task": task, "size": size, "threads": torch.get_num_threads(), "rounds": rounds}
-    result["params"] = learners["native"].parameters
-    for backend, of in costs.items():
-        kept = of[WARMUP:]
+class Server:
+    """A process of its own that makes updates on one backend, as a run does."""
+
+    def __init__(self, task: Task, size: Size, threads: int, backend: str) -> None:
+        options = [f"--task={task}", f"--size={size}", f"--threads={threads}", f"--backend={backend}"]
+        command = [sys.executable, "-m", "bench.cpu_update", "--serve", *options]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.params: int = self._answer()["params"]
+
+    def run(self, updates: int) -> Cost:
+        """Makes updates."""
+        self._send({"updates": updates})
+        return Cost(**self._answer())
+
+    def quit(self) -> None:
+        """Ends the process."""
+        self._send({"quit": True})
+        self.process.communicate()
+
+    def _send(self, request: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return answer
+
+
+def compare(task: Task, size: Size, threads: int, rounds: int) -> dict[str, Any]:
+    """Medians over rounds in which both backends take turns."""
+    servers = {backend: Server(task, size, threads, backend) for backend in BACKENDS}
+    costs = [{backend: server.run(UPDATES) for backend, server in servers.items()} for _ in range(rounds)]
+    result: dict[str, Any] = {"task": task, "size": size, "threads": threads, "rounds": rounds}
+    result["params"] = servers["native"].params
+    for server in servers.values():
+        server.quit()
+    for backend in BACKENDS:
         for kind in Cost._fields:
-            result[f"{backend}_{kind}"] = round(statistics.median(getattr(cost, kind) for cost in kept), 2)
-    result["ratio"] = round(result["native_cpu_ms"] / result["reference_cpu_ms"], 4)
-    result["wall_ratio"] = round(result["native_wall_ms"] / result["reference_wall_ms"], 4)
+            result[f"{backend}_{kind}"] = round(statistics.median(getattr(cost[backend], kind) for cost in costs), 2)
+    for name, kind in (("ratio", "cpu_ms"), ("wall_ratio", "wall_ms")):
+        pairs = sorted(getattr(cost["native"], kind) / getattr(cost["reference"], kind) for cost in costs)
+        result[name] = round(result[f"native_{kind}"] / result[f"reference_{kind}"], 4)
+        result[f"{name}_range"] = [round(pairs[0], 4), round(pairs[-1], 4)]
     return result
 
 
-def serve(task: Task, size: Size, backend: str) -> None:
+def serve(task: Task, size: Size, threads: int, backend: str) -> None:
     """Answers requests for updates on stdin until it is told to quit."""
+    torch.set_num_threads(threads)
+    cpu.keep_memory()  # as the training loop does
+    cpu.pick_matmul()
     learner = Learner(task, size)
     gc.freeze()
     run(learner, backend, WARMUP)
@@ -90,15 +121,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     parser.add_argument("--serve", action="store_true", help="speak the side-by-side protocol")
-    parser.add_argument("--backend", choices=list(BACKENDS), default="native", help="what --serve runs")
+    parser.add_argument("--backend", choices=BACKENDS, default="native", help="what --serve runs")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    cpu.keep_memory()  # as the training loop does
-    cpu.pick_matmul()
     size = args.size or DEFAULT_SIZE[args.task]
     if args.serve:
-        return serve(args.task, size, args.backend)
-    result = compare(args.task, size, args.rounds)
+        return serve(args.task, size, args.threads, args.backend)
+    result = compare(args.task, size, args.threads, args.rounds)
     if args.json:
         return print(json.dumps(result))
     print(report(torch.device("cpu"), torch.float32))
