@@ -13,7 +13,9 @@ SAMPLE, KL, RETURN, GRU, GATHER, LAPROP, OBSERVE, IMAGINE, MLP, BINS, PHILOX = (
         "observe_sequence", "imagine_sequence", "mlp", "twohot", "philox",
     )
 )  # fmt: skip
-BACKENDS, HEADS, NUMBERS = "test_kernels_backends.py", "test_kernels_heads.py", "test_kernels_philox.py"
+BACKENDS, HEADS, EDGES, PROCESS, NUMBERS = (
+    f"test_kernels_{name}.py" for name in ("backends", "heads", "edges", "process", "philox")
+)
 VALUES, LARGE = f"{HEADS}::test_values_and_gradients", f"{HEADS}::test_large_values_and_gradients"
 
 
@@ -29,10 +31,10 @@ def large(case: str) -> str:
 
 NATIVE = {
     "an edge is of the class before": Mutation(
-        SAMPLE, "index -= uniform >= cdf;", "index -= uniform > cdf;", f"{BACKENDS}::test_samples_at_the_ends[native]"
+        SAMPLE, "index -= uniform >= cdf;", "index -= uniform > cdf;", f"{EDGES}::test_samples_at_the_ends[native]"
     ),
     "index beyond the last class": Mutation(
-        SAMPLE, "if (k + 1 < classes)", "if (k + 1 <= classes)", f"{BACKENDS}::test_samples_at_the_ends[native]"
+        SAMPLE, "if (k + 1 < classes)", "if (k + 1 <= classes)", f"{EDGES}::test_samples_at_the_ends[native]"
     ),
     "kl without its floor": Mutation(
         KL, "dyn[r] = rep[r] = total < free_nats ? free_nats : total;", "dyn[r] = rep[r] = total;",
@@ -54,15 +56,15 @@ NATIVE = {
         "count = min_of(length - step, end - at);", values("replay_gather-(2,9,3)-4-6-torch.uint8"),
     ),
     "eps 1e-15": Mutation(
-        LAPROP, "kTiny = 1e-20f", "kTiny = 1e-15f", f"{BACKENDS}::test_laprop_keeps_denormals[native]"
+        LAPROP, "kTiny = 1e-20f", "kTiny = 1e-15f", f"{EDGES}::test_laprop_keeps_denormals[native]"
     ),
     "ties rounded up": Mutation(
         LAPROP, "rounded = b + 0x7fff + ((b >> 16) & 1);", "rounded = b + 0x8000;",
-        f"{BACKENDS}::test_laprop_rounds_the_shadow_to_nearest_even[native]",
+        f"{EDGES}::test_laprop_rounds_the_shadow_to_nearest_even[native]",
     ),
     "a NaN is not clipped": Mutation(
         LAPROP, "return ratio < 1.0f ? 1.0f : ratio;", "return ratio > 1.0f ? ratio : 1.0f;",
-        f"{BACKENDS}::test_laprop_passes_a_nan_of_one_gradient_on_to_its_tensor_alone[native]",
+        f"{EDGES}::test_laprop_passes_a_nan_of_one_gradient_on_to_its_tensor_alone[native]",
     ),
     "only the first average": Mutation(
         LAPROP, "slow[average++]", "slow[average]",
@@ -123,7 +125,7 @@ NATIVE = {
         BINS, "out[at.below] -= gradient[r] * (1 - at.weight);", "out[at.below] -= gradient[r] * at.weight;", VALUES
     ),
     "twohot: hides a NaN": Mutation(
-        BINS, "scalar(of.sum, vlog) + nan", "scalar(of.sum, vlog)", f"{HEADS}::test_a_nan_is_not_hidden[native]"
+        BINS, "scalar(of.sum, vlog) + nan", "scalar(of.sum, vlog)", f"{EDGES}::test_a_nan_is_not_hidden_by_parts_of_the_model[native]"
     ),
     "philox: counter of 32 bits": Mutation(
         PHILOX, "static_cast<uint32_t>(counter >> 32)", "0", f"{NUMBERS}::test_a_million_numbers_are_bit_equal"
@@ -149,19 +151,19 @@ NATIVE = {
     "gradient of the last rows": Mutation(MATMUL, "nullptr, r > 0);", "nullptr, false);", LARGE),
     "exp that does not fall to zero": Mutation(
         CATEGORICAL, "softmax[k] = exp_or_zero(x[k]);", "softmax[k] = vexp(x[k]);",
-        f"{BACKENDS}::test_samples_at_the_ends[native]",
+        f"{EDGES}::test_samples_at_the_ends[native]",
     ),
     "log hides a NaN": Mutation(
         CATEGORICAL, ": vlog(mixed(softmax[k]))) + nan;", ": vlog(mixed(softmax[k])));",
-        f"{BACKENDS}::test_a_nan_is_not_hidden[native]",
+        f"{EDGES}::test_a_nan_is_not_hidden[native]",
     ),
     "exp hides a NaN": Mutation(
         SIMD, "x = vmin(splat(88.3f), vmax(splat(-87.3f), x));", "x = vmin(vmax(x, splat(-87.3f)), splat(88.3f));",
-        f"{BACKENDS}::test_a_nan_is_not_hidden[native]",
+        f"{EDGES}::test_a_nan_is_not_hidden[native]",
     ),
     "a lone last column is left out": Mutation(SIMD, "if (i < n) body(i, n - i);", "if (i + 1 < n) body(i, n - i);", VALUES),
     "a child waits for its parent's threads": Mutation(
-        POOL, "  pool = nullptr;\n  user.unlock();", "  user.unlock();", f"{BACKENDS}::test_a_fork_has_threads_of_its_own"
+        POOL, "  pool = nullptr;\n  user.unlock();", "  user.unlock();", f"{PROCESS}::test_a_fork_has_threads_of_its_own"
     ),
     "the last task is left out": Mutation(
         POOL,

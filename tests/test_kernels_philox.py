@@ -7,13 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import Case
-from test_kernels_backends import assert_no_leak, needs_native, threads
+from kernel_checks import assert_no_leak, needs_native
 from torch import Tensor
 
 from fastdreamer_kernels import _dispatch, philox
 from fastdreamer_kernels.philox import Kind
 
-__all__ = ["threads"]
 KINDS: tuple[Kind, ...] = ("bits", "uniform", "normal")
 WORD = st.integers(0, 2**32 - 1)
 MANY = 1_000_003
