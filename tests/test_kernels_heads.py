@@ -151,14 +151,24 @@ SHAPES: dict[str, st.SearchStrategy[Case]] = {
 }  # fmt: skip
 
 
-@needs_native
+CHANCES = [
+    pytest.param(op, *each.values, id=f"{op}-{each.id}", marks=each.marks)
+    for op in SHAPES
+    for each in CPU[1:]
+    if each.values[0] in _dispatch.backends()[op]
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("op", SHAPES)
-def test_shapes_by_chance(op: str) -> None:
+@pytest.mark.parametrize("op, backend", CHANCES)
+def test_shapes_by_chance(op: str, backend: str) -> None:
     # Cases walk their sequences while they are drawn, which hypothesis takes for slow drawing.
-    @settings(max_examples=1000, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(
+        max_examples=1000 if backend == "native" else 50, deadline=None, database=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )  # fmt: skip
     @given(SHAPES[op])
     def property(case: Case) -> None:
-        check_by_chance(case, "native")
+        check_by_chance(case, backend)
 
     property()
