@@ -1,7 +1,8 @@
 """What a whole update costs on the CPU, native kernels against references: `python -m bench.cpu_update --json`.
 
 16 x 64 steps, horizon 15, exact float32, replay sample and write-back included. Each backend has a process of its own;
-they take turns of three updates, and the figures are medians over those rounds: process CPU time, and wall time.
+they take turns of three updates, and the figures are medians over those rounds: process CPU time, wall time, and the
+ratio of a round.
 
 `--serve` speaks the protocol of a side-by-side comparison instead: one JSON object per line. It prints {"ready": true,
 "params": N} once it is warm, answers {"updates": N} with {"cpu_ms": X, "wall_ms": Y} per update, and ends on
@@ -74,7 +75,10 @@ class Server:
 
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
-        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"cpu_update: the process of {self.process.args} ended with {self.process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
         return answer
 
 
@@ -90,9 +94,11 @@ def compare(task: Task, size: Size, threads: int, rounds: int) -> dict[str, Any]
         for kind in Cost._fields:
             result[f"{backend}_{kind}"] = round(statistics.median(getattr(cost[backend], kind) for cost in costs), 2)
     for name, kind in (("ratio", "cpu_ms"), ("wall_ratio", "wall_ms")):
-        pairs = sorted(getattr(cost["native"], kind) / getattr(cost["reference"], kind) for cost in costs)
-        result[name] = round(result[f"native_{kind}"] / result[f"reference_{kind}"], 4)
-        result[f"{name}_range"] = [round(pairs[0], 4), round(pairs[-1], 4)]
+        pairs = [getattr(cost["native"], kind) / getattr(cost["reference"], kind) for cost in costs]
+        result[name], result[f"{name}_range"] = (
+            round(statistics.median(pairs), 4),
+            [round(f(pairs), 4) for f in (min, max)],
+        )
     return result
 
 

@@ -31,7 +31,7 @@ class Dream(NamedTuple):
     """(N, H+1) float32, predicted on arrival."""
     cont: Tensor
     """(N, H+1) float32 in [0, 1], the discount inside."""
-    policy: Kept | None = None
+    kept: Kept | None = None
     """What the policy left when it acted, where the kernels keep it: saves the loss from evaluating it again."""
 
 
@@ -76,7 +76,7 @@ class Behavior(nn.Module):
 
     def dream_losses(self, dream: Dream) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
         """Losses policy and value (N, H), returns (N, H), metrics. Updates the return normaliser."""
-        outputs = self.pol.on_states(dream.states, dream.policy)
+        outputs = self.pol.on_states(dream.states, dream.kept)
         log_prob, entropies = action_log_prob_entropy(outputs, self.pol.keys, dream.action, self.actor_unimix)
         logits, slow = self.val.on_states(dream.states), self.slowval.mean(self.slowval.on_states(dream.states))
         losses, returns, metrics = self.actor_critic_losses(dream, log_prob, entropies, logits, slow)

@@ -30,7 +30,7 @@ class ScalarHead(nn.Module):
         return self.mlp(feat, output=self._output)
 
     def on_states(self, states: State) -> Tensor:
-        """The same on states (...); their one-hots are never formed."""
+        """The same on states (...); on the CPU their one-hots are never formed."""
         return self.mlp(*states, output=self._output)
 
     @property
@@ -90,7 +90,9 @@ class PolicyHead(nn.Module):
         return Policy(self.mlp.weights(dtype), tuple(outputs))
 
     def on_states(self, states: State, kept: Kept | None = None) -> list[tuple[Tensor, ...]]:
-        """Per key (logits,) or (mean, stddev) before their squashing, each (..., width)."""
+        """Per key (logits,) or (mean, stddev) before their squashing, each (..., width).
+
+        kept: what `RSSM.imagine` returned for these states."""
         trunk, outputs = self.weights(states.deter.dtype)
         flat = [out for outs in outputs for out in outs]
         joined = Projection(torch.cat([out.kernel for out in flat], 1), torch.cat([out.bias for out in flat]))

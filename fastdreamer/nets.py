@@ -128,7 +128,7 @@ class MLP(nn.Module):
         return tuple(layer_weights(self, f"linear{i}", f"norm{i}", dtype) for i in range(self.layers))
 
     def forward(self, x: Tensor, stoch: Tensor | None = None, output: Linear | None = None) -> Tensor:
-        """Through the layers and maybe an output; the features of a state are x and the one-hot of stoch (..., S)."""
+        """(..., inputs) -> (..., units), or the width of the output; a state is x, its deter, and its classes stoch."""
         return mlp(self.weights(x.dtype), None if output is None else output.weights(x.dtype), x, stoch)
 
 

@@ -109,7 +109,7 @@ NATIVE = {
     "mlp: gradient of the input through another layer": Mutation(
         MLP, "multiply(0, n.inputs,", "multiply(n.layers - 1, n.inputs,", VALUES
     ),
-    "mlp: output of the last layer twice activated": Mutation(
+    "mlp: no gradient between layers without an output": Mutation(
         MLP, "if (!last) multiply(i + 1, width, d_act);", "if (n.outputs) multiply(i + 1, width, d_act);", VALUES
     ),
     "mlp: scale gradient of the first chunk": Mutation(
@@ -130,7 +130,7 @@ NATIVE = {
     "philox: counter of 32 bits": Mutation(
         PHILOX, "static_cast<uint32_t>(counter >> 32)", "0", f"{NUMBERS}::test_a_million_numbers_are_bit_equal"
     ),
-    "philox: words of one batch only": Mutation(
+    "philox: words of one task only": Mutation(
         PHILOX, "philox(static_cast<uint32_t>(first), counter", "philox(static_cast<uint32_t>(first % kTaskBlocks), counter",
         f"{NUMBERS}::test_a_million_numbers_are_bit_equal",
     ),

@@ -68,7 +68,7 @@ def test_dream(golden: Golden, case: str) -> None:
     noise = setup.noise(window)
     states = agent.loss(window.batch, window.start, window.prev_action, noise).states
     dream = agent.dream(flatten(states), noise)
-    constants = (*dream.states, dream.action, dream.reward, dream.cont, *(dream.policy or ()))
+    constants = (*dream.states, dream.action, dream.reward, dream.cont, *(dream.kept or ()))
     assert not any(value.requires_grad for value in constants)
     returns = loss_terms(agent, window, noise)[1]
     setup.outputs.compare_group("imag:", dream_outputs(agent, dream) | {"ret": returns}, FORWARD)

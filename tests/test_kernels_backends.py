@@ -122,9 +122,11 @@ SHAPES: dict[str, st.SearchStrategy[Case]] = {
 @pytest.mark.parametrize("backend", CPU[1:])
 @pytest.mark.parametrize("op", SHAPES)
 def test_shapes_by_chance(op: str, backend: str) -> None:
+    run = check_by_chance if op == "block_gru" else check
+
     @settings(max_examples=1000 if backend == "native" else 50, deadline=None, database=None)
     @given(SHAPES[op])
     def property(case: Case) -> None:
-        check_by_chance(case, backend)
+        run(case, backend)
 
     property()

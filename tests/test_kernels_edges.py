@@ -7,6 +7,7 @@ import torch
 from formulas import Sizes, make_weights, normal, observed, uniforms
 from kernel_checks import CPU, needs_native
 from kernel_model_cases import MIXED, make_bins, mlp_case
+from torch.utils import _pytree as pytree
 
 import fastdreamer_kernels
 from fastdreamer_kernels import (
@@ -203,3 +204,38 @@ def test_the_mean_of_nearly_mirrored_logits_is_exact() -> None:
     expected = ((probs[:, 128:] - probs[:, :127].flip(-1)) * bins[128:].double()).sum(-1)
     error = (twohot_mean(logits, bins, backend="native").double() - expected).abs() / expected.abs().mean()
     assert error.max() < 1e-4
+
+
+# No rows at all
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.usefixtures("poisoned")
+def test_no_rows_give_no_rows_and_gradients_of_zero(backend: str) -> None:
+    n = Sizes(B=0, T=2, D=4, G=2, M=5, S=2, K=3, E=3, A=7)
+    weights, inputs = make_weights(n, MIXED), observed(n)
+    for leaf in pytree.tree_leaves((weights.core, weights.posterior)):
+        leaf.requires_grad_()
+    outputs = observe_sequence(weights.core, weights.posterior, *inputs, 0.01, backend=backend)
+    assert [tuple(x.shape) for x in outputs] == [(0, 2, 4), (0, 2, 2), (0, 2, 2, 3), (0, 2, 2, 3)]
+    noise = uniforms(1, 0, n.T, n.S), uniforms(2, 0, n.T + 1, 3)
+    start = inputs.deter, inputs.stoch
+    dream = imagine_sequence(
+        weights.core, weights.prior, weights.policy, MIXED, *start, *noise, 0.01, 0.0, backend=backend
+    )
+    assert [tuple(x.shape) for x in dream[:3]] == [(0, 3, 4), (0, 3, 2), (0, 3, 7)]
+    kernel, x = normal(3, 4, 5).requires_grad_(), normal(4, 0, 4).requires_grad_()
+    out = mlp((Layer(kernel, normal(5, 5), normal(6, 5)),), None, x, backend=backend)
+    assert out.shape == (0, 5)
+    grads = torch.autograd.grad(
+        [out.sum(), *(y.sum() for y in outputs if y.requires_grad)], [kernel, x, weights.core.gru.kernel]
+    )
+    assert [tuple(grad.shape) for grad in grads] == [(4, 5), (0, 4), tuple(weights.core.gru.kernel.shape)]
+    assert all((grad == 0).all() for grad in grads)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_mlp_takes_a_single_row(backend: str) -> None:
+    layers, x = (Layer(normal(3, 4, 5), normal(5, 5), normal(6, 5)),), normal(4, 4)
+    one, row = mlp(layers, None, x, backend=backend), mlp(layers, None, x.unsqueeze(0), backend=backend)
+    assert one.shape == (5,) and torch.equal(one, row[0])

@@ -62,6 +62,7 @@ def test_it_is_a_proper_op(kind: Kind) -> None:
     "args, message",
     [
         (("bits", (0, 2**32), at(0), 1), r"kind, key and count must be .*words in 0..4294967295 .*\(0, 4294967296\)"),
+        (("bits", (1, 2, 3), at(0), 1), r"kind, key and count must be .*two words .*\(1, 2, 3\)"),  # type: ignore[arg-type]
         (("bits", (-1, 0), at(0), 1), r"kind, key and count must be .*\(-1, 0\)"),
         (("uniform", (0, 0), at(0), -1), "kind, key and count must be .*0 or more, got 'uniform', .* and -1"),
         (("gamma", (0, 0), at(0), 1), "kind, key and count must be one of bits, uniform, normal.*got 'gamma'"),

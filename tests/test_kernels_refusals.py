@@ -23,6 +23,8 @@ from fastdreamer_kernels import (
     unimix_kl,
     unimix_sample,
 )
+from fastdreamer_kernels.mlp import Kept
+from fastdreamer_kernels.policy import ActionKey
 
 SIZES = Sizes(B=3, T=2, D=4, G=2, M=5, S=2, K=3, E=3, A=7)
 WEIGHTS = make_weights(SIZES, MIXED)
@@ -56,14 +58,22 @@ def observing(**changed: Tensor) -> None:
     observe_sequence(WEIGHTS.core, WEIGHTS.posterior, **given_, unimix=0.01)
 
 
-def imagining(**changed: Tensor) -> None:
+def imagining(keys: tuple[ActionKey, ...] = MIXED, **changed: Tensor) -> None:
     given_ = {"deter": zeros(3, 4), "stoch": zeros(3, 2, dtype=torch.int32), "uniform": zeros(3, 2, 2)}
     given_ |= {"action_noise": zeros(3, 3, 3)} | changed
-    imagine_sequence(WEIGHTS.core, WEIGHTS.prior, WEIGHTS.policy, MIXED, **given_, unimix=0.01, actor_unimix=0.0)
+    imagine_sequence(WEIGHTS.core, WEIGHTS.prior, WEIGHTS.policy, keys, **given_, unimix=0.01, actor_unimix=0.0)
 
 
 def valuing(x: Tensor, stoch: Tensor | None) -> None:
     mlp(*kernel_model_cases.make_head(0, 10, 5, 2), x, stoch)
+
+
+def stacking(kept: Kept | None = None, layers: int = 1, **changed: Tensor) -> None:
+    """An mlp of 10 -> 5 (-> 5 ...) -> 2 on three rows, with parts of its last layer or its output changed."""
+    head = kernel_model_cases.make_head(0, 10, *[5] * layers, 2)
+    last = head.layers[-1]._replace(**{name: x for name, x in changed.items() if name != "output"})
+    output = head.logit._replace(kernel=changed["output"]) if "output" in changed else head.logit
+    mlp((*head.layers[:-1], last), output, zeros(3, 10), kept=kept)
 
 
 def mean(*shape: int, bins: Tensor) -> None:
@@ -125,6 +135,22 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: valuing(zeros(3, 10), zeros(3, 2, dtype=INT32)), r"mlp: .*\(3, 10\)"),
     (lambda: valuing(zeros(3, 9), None), r"mlp: .*\(3, 9\) and None"),
     (lambda: valuing(zeros(3, 10, dtype=torch.float64), None), "mlp: x must be torch.float32, got torch.float64"),
+    (lambda: valuing(zeros(3, 10), zeros(3, 0, dtype=INT32)), r"mlp: .*\(3, 10\) and \(3, 0\)"),
+    (lambda: stacking(bias=zeros(4)), r"mlp: layers\[0\] must take 10 values .*\[\(10, 5\), \(4,\), \(5,\)\]"),
+    (lambda: stacking(scale=zeros(4)), r"mlp: layers\[0\] must take 10 values .*\(4,\)\]"),
+    (lambda: stacking(bias=zeros(5, dtype=DOUBLE)), r"mlp: layers\[0\] must be torch.float32, got .*float64"),
+    (lambda: stacking(layers=2, kernel=zeros(4, 5)), r"mlp: layers\[1\] must take 5 values .*\[\(4, 5\)"),
+    (lambda: stacking(output=zeros(4, 2)), r"mlp: output must take 5 values .*\[\(4, 2\), \(2,\)\]"),
+    (lambda: stacking(layers=9), "mlp: there must be 1..8 layers, got 9"),
+    (
+        lambda: stacking(Kept(zeros(2, 2), zeros(15))),
+        r"mlp: kept must be of 3 rows, \(3, 2\) and 15, got \(2, 2\) and 15",
+    ),
+    (lambda: stacking(Kept(zeros(3, 2), zeros(14))), r"mlp: kept must be of 3 rows, .*got \(3, 2\) and 14"),
+    (
+        lambda: imagining(MIXED[1:] * 33, action_noise=zeros(3, 3, 33)),
+        "imagine_sequence: .* at most 32 action keys, got 33",
+    ),
     (lambda: mean(2, 5, bins=zeros(3)), r"twohot_mean: .*\(3,\) for \(2, 5\)"),
     (lambda: mean(2, 4, bins=zeros(4)), r"twohot_mean: .*odd.*\(4,\)"),
     (lambda: mean(2, 1, bins=zeros(1)), r"twohot_mean: .*3..1023.*\(1,\)"),
@@ -147,4 +173,5 @@ def test_wrong_inputs_are_named(call: Callable[[], object], message: str) -> Non
 def test_right_inputs_are_taken() -> None:
     gather(), laprop(), gru(), observing(), imagining()
     valuing(zeros(3, 4), zeros(3, 2, dtype=INT32)), valuing(zeros(3, 10), None)
+    stacking(), stacking(layers=8), stacking(Kept(zeros(3, 2), zeros(15)))
     mean(2, 3, bins=zeros(3)), twohot_loss(zeros(2, 3), zeros(3), zeros(2), zeros(2))

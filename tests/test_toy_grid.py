@@ -76,9 +76,10 @@ def mean(runs: list[Curves]) -> Curves:
 
 @pytest.mark.slow
 def test_curves_lie_in_the_official_band(golden_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mean of our seeds does at every point, and of single seeds no more points are outside than of the official.
+    """The mean of our seeds does at every point; of single seeds no more points are outside than of the official ones.
 
-    An official seed is compared with the other four: one of the five leaves their band, at four points.
+    That each seed were inside at each point would ask for more than the official code does: one of its five seeds
+    leaves the band of the other four, at four points.
     """
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     torch.set_num_threads(1)

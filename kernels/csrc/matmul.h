@@ -100,6 +100,8 @@ inline void weight_gradient(int64_t rows, int64_t inner, int64_t columns, const 
   fd::parallel(tall * wide, [&](int64_t part) {
     int64_t first = part / wide * kInner, height = min_of(kInner, inner - first);
     int64_t column = part % wide * kColumns, width = min_of(kColumns, columns - column);
+    for (int64_t i = 0; i < height && rows == 0; ++i)
+      memset(gradient + (first + i) * ld + column, 0, width * sizeof(float));
     float* left = fd::scratch(slot, kRows * kInner);  // side by side: at a stride of pages every line misses the cache
     float* right = fd::scratch(slot + 1, kRows * kColumns);
     for (int64_t r = 0; r < rows; r += kRows) {

@@ -139,7 +139,7 @@ float* scratch(int slot, size_t count) {
 #define FD_EXPORT extern "C" __attribute__((visibility("default")))
 
 // Raised by one whenever the meaning of a symbol changes; the Python side refuses another number.
-FD_EXPORT int fd_abi() { return 1; }
+FD_EXPORT int fd_abi() { return 2; }
 
 FD_EXPORT void fd_set_threads(int threads) { fd::wanted = threads < 1 ? 1 : threads; }
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-ABI = 1
+ABI = 2
 Argument = Tensor | Sequence[Tensor] | Sequence[int] | int | float | None
 
 

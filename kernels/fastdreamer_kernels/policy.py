@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastdreamer_kernels.functional import Layer, Projection, layer, linear
+from fastdreamer_kernels.functional import Layer, Projection, linear
+from fastdreamer_kernels.mlp.reference import mlp
 from fastdreamer_kernels.unimix_sample.reference import draw
 
 MIN_STD, MAX_STD = 0.1, 1.0
@@ -37,8 +38,7 @@ class Policy(NamedTuple):
 
 def policy_outputs(feat: Tensor, policy: Policy) -> list[tuple[Tensor, ...]]:
     """Per key (logits,) or (mean, stddev) before their squashing, each (..., width of the projection)."""
-    for hidden in policy.trunk:
-        feat = layer(feat, hidden)
+    feat = mlp(policy.trunk, None, feat, None)
     return [tuple(linear(feat, out.kernel, out.bias) for out in outputs) for outputs in policy.outputs]
 
 

@@ -61,10 +61,3 @@ def step(core: Core, own: Tensor, shared: Tensor, deter: Tensor, stoch: Tensor, 
     embeds = torch.cat([layer(deter, core.deter), layer(stoch, core.stoch), action], -1)
     hidden = block_linear(deter, own) + linear(embeds, shared, core.hidden.bias)
     return block_gru.block_gru(hidden, core.hidden.scale, core.gru.kernel, core.gru.bias, deter)
-
-
-def head(x: Tensor, weights: Head) -> Tensor:
-    """Layers, then logits: (..., in) -> (..., out)."""
-    for hidden in weights.layers:
-        x = layer(x, hidden)
-    return linear(x, weights.logit.kernel, weights.logit.bias)

@@ -16,6 +16,7 @@ from fastdreamer_kernels.policy import ActionKey, Policy
 from fastdreamer_kernels.rssm_core import Core, Head, check_widths
 
 _dispatch.define("imagine_sequence", "native", "triton")
+MOST_KEYS = 32  # native.cpp
 
 
 @torch.no_grad()
@@ -37,6 +38,8 @@ def imagine_sequence(
     expected = ((rows,), (rows, uniform.shape[2]), (rows, horizon + 1, sum(key.elements for key in keys)))
     if got != expected:
         raise ValueError(f"imagine_sequence: deter, stoch, action_noise must be {expected}, got {got}")
+    if len(keys) > MOST_KEYS:
+        raise ValueError(f"imagine_sequence: there must be at most {MOST_KEYS} action keys, got {len(keys)}")
     check_widths("imagine_sequence", core, prior, deter, stoch, 0)
     width, flat = deter.shape[1] + core.stoch.kernel.shape[0], sum(key.width for key in keys)
     got_widths = (policy.trunk[0].kernel.shape[0], core.action.kernel.shape[0])

@@ -3,6 +3,10 @@
 
 namespace {
 
+constexpr float kMinStd = 0.1f, kMaxStd = 1.0f;
+constexpr int64_t kPad = 16;  // floats
+constexpr int64_t kMaxKeys = 32;
+
 struct Output {
   Weights values[2];
   int64_t elements, classes;  // classes 0: mean and stddev of a continuous key
@@ -11,24 +15,18 @@ struct Output {
 struct Policy {
   Head trunk;  // without its output
   const float* latent;  // the first layer's rows for the one-hot: (S*K, units)
-  Output outputs[32];
+  Output outputs[kMaxKeys];
   int64_t keys;
 };
 
-constexpr float kMinStd = 0.1f, kMaxStd = 1.0f;
-constexpr int64_t kPad = 16;  // floats
 
 inline Policy pack_policy(Packer& packer, const float* const* args, const int64_t* widths, int64_t trunk,
                           const int64_t* keys, int64_t key_count, int64_t deter) {
   Policy policy{};
   policy.keys = key_count;
   policy.latent = args[0] + deter * widths[1];
-  for (int64_t i = 0; i < trunk; ++i, args += 3) {
-    int64_t inner = i == 0 ? deter : widths[i];
-    policy.trunk.layers[i] = {packer.plain(args[0], widths[i + 1], inner, widths[i + 1]), args[1], args[2], inner,
-                              widths[i + 1]};
-  }
-  policy.trunk.count = trunk;
+  policy.trunk = pack_head(packer, args, widths, trunk, deter, false);
+  args += 3 * trunk;
   for (int64_t k = 0; k < key_count; ++k) {
     Output& out = policy.outputs[k];
     out.elements = keys[2 * k];
@@ -121,6 +119,7 @@ FD_OP(imagine_sequence)
   });
   int64_t prior_wide = n.latent();
   for (int64_t i = 0; i < w.prior.count; ++i) prior_wide = max_of(prior_wide, w.prior.layers[i].columns);
+  if (n.rows == 0) return;
   int64_t outputs = 0;
   for (int64_t k = 0; k < w.policy.keys; ++k) {
     const Output& out = w.policy.outputs[k];

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdreamer_kernels import rssm_core
+from fastdreamer_kernels.mlp.reference import mlp
 from fastdreamer_kernels.policy import ActionKey, Policy, policy_outputs, sample_action
 from fastdreamer_kernels.rssm_core import Core, Head
 from fastdreamer_kernels.unimix_sample.reference import draw
@@ -25,7 +26,7 @@ def imagine_sequence(
         if h < horizon:
             embedded = rssm_core.embed_action(actions[-1].to(deter.dtype), core.action)
             deter = rssm_core.step(core, own, shared, deter, onehot, embedded)
-            logits = rssm_core.head(deter, prior).unflatten(-1, (groups, -1))
+            logits = mlp(*prior, deter, None).unflatten(-1, (groups, -1))
             stoch, sample = draw(logits, uniform[:, h], unimix)
             onehot = sample.flatten(1)
             states.append((deter, stoch))

@@ -14,6 +14,7 @@ from fastdreamer_kernels.functional import Layer, Projection, flatten
 from fastdreamer_kernels.mlp import reference
 
 _dispatch.define("mlp", "native")
+MOST_LAYERS = 8  # layers.h
 
 
 class Kept(NamedTuple):
@@ -35,30 +36,56 @@ def mlp(
     kept: of the native kernels, for the same weights and inputs; the reference has no use for it.
     Raises ValueError if the shapes or dtypes do not fit. Source: SPEC 2.1.
     """
-    latent = layers[0].kernel.shape[0] - x.shape[-1]
-    shape = (*x.shape[:-1], 0) if stoch is None else tuple(stoch.shape)
-    fits = latent == 0 if stoch is None else latent > 0 and latent % shape[-1] == 0
-    if x.shape[:-1] != shape[:-1] or not fits:
-        got = f"{tuple(x.shape)} and {None if stoch is None else shape}"
-        raise ValueError(
-            f"mlp: x and stoch must share their leading shape, and be as wide as the first kernel"
-            f" {tuple(layers[0].kernel.shape)} expects, got {got}"
-        )
-    _dispatch.check_dtypes("mlp", x=(x, layers[0].kernel.dtype))
-    if stoch is not None:
-        _dispatch.check_dtypes("mlp", stoch=(stoch, torch.int32))
+    _check(layers, output, x, stoch, kept)
     chosen = _dispatch.choose("mlp", x, backend)
     if chosen == "reference":
         return reference.mlp(layers, output, x, stoch)
     flat = flatten(layers if output is None else (*layers, output))
     keep = torch.is_grad_enabled() and (x.requires_grad or any(weight.requires_grad for weight in flat))
-    classes = None if stoch is None else stoch.contiguous().flatten(0, -2)
-    rows = x.contiguous().flatten(0, -2)
+    classes = None if stoch is None else stoch.reshape(-1, stoch.shape[-1]).contiguous()
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
     if kept is None:
         out, _ = _dispatch.kernel("mlp", chosen)(flat, rows, classes, keep)
     else:
         out = _dispatch.kernel("mlp_kept", chosen)(flat, rows, classes, *kept)
-    return out.view(*x.shape[:-1], -1)
+    return out.view(*x.shape[:-1], out.shape[-1])
+
+
+def _check(
+    layers: tuple[Layer, ...], output: Projection | None, x: Tensor, stoch: Tensor | None, kept: Kept | None
+) -> None:  # fmt: skip
+    """Raises ValueError for what the kernels would read or write beyond its end."""
+    first, dtype = layers[0].kernel, layers[0].kernel.dtype
+    latent = first.shape[0] - x.shape[-1]
+    shape = (*x.shape[:-1], 0) if stoch is None else tuple(stoch.shape)
+    fits = latent == 0 if stoch is None else latent > 0 and shape[-1] > 0 and latent % shape[-1] == 0
+    if x.shape[:-1] != shape[:-1] or not fits:
+        got = f"{tuple(x.shape)} and {None if stoch is None else shape}"
+        raise ValueError(
+            f"mlp: x and stoch must share their leading shape, and be as wide as the first kernel"
+            f" {tuple(first.shape)} expects, got {got}"
+        )
+    _dispatch.check_dtypes("mlp", x=(x, dtype))
+    if stoch is not None:
+        _dispatch.check_dtypes("mlp", stoch=(stoch, torch.int32))
+    if len(layers) > MOST_LAYERS:
+        raise ValueError(f"mlp: there must be 1..{MOST_LAYERS} layers, got {len(layers)}")
+    width = first.shape[0]
+    for name, part in (*((f"layers[{i}]", layer) for i, layer in enumerate(layers)), ("output", output)):
+        if part is None:
+            continue
+        units = part.bias.numel()
+        if part.kernel.shape != (width, units) or any(vector.shape != (units,) for vector in part[1:]):
+            shapes = [tuple(each.shape) for each in part]
+            raise ValueError(f"mlp: {name} must take {width} values to the size of its bias, got {shapes}")
+        if part.kernel.dtype != dtype or part.bias.dtype != dtype:
+            raise ValueError(f"mlp: {name} must be {dtype}, got {part.kernel.dtype} and {part.bias.dtype}")
+        width = units
+    if kept is not None:
+        rows, hidden = x.numel() // x.shape[-1], sum(layer.bias.numel() for layer in layers)
+        if kept.out.shape != (rows, width) or kept.saved.numel() != rows * hidden:
+            got = f"{tuple(kept.out.shape)} and {kept.saved.numel()}"
+            raise ValueError(f"mlp: kept must be of {rows} rows, {(rows, width)} and {rows * hidden}, got {got}")
 
 
 def _fake(weights: list[Tensor], x: Tensor, stoch: Tensor | None, keep: bool) -> tuple[Tensor, Tensor]:

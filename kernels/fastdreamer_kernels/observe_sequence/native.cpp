@@ -22,7 +22,10 @@ struct Scan {
     return total;
   }
   // Rows per task: every weight is read once per task and step, so as many as leave no thread without.
-  int64_t part() const { return min_of((n.rows + fd::thread_count() - 1) / fd::thread_count(), kMostRows); }
+  int64_t part() const {
+    int64_t even = (n.rows + fd::thread_count() - 1) / fd::thread_count();
+    return max_of<int64_t>(1, min_of(even, kMostRows));
+  }
 };
 
 // sizes: B, T, D, G, M, S, K, A, E, posterior layers.

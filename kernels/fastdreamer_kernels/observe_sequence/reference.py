@@ -6,6 +6,7 @@ from torch import Tensor
 
 from fastdreamer_kernels import rssm_core
 from fastdreamer_kernels.functional import linear, norm_act
+from fastdreamer_kernels.mlp.reference import mlp
 from fastdreamer_kernels.rssm_core import Core, Head
 from fastdreamer_kernels.unimix_sample.reference import draw
 
@@ -26,7 +27,7 @@ def observe_sequence(
         deter, onehot = deter * keep[:, t], onehot * keep[:, t, :, None]
         deter = rssm_core.step(core, own, shared, deter, onehot.flatten(1), actions[:, t])
         hidden = norm_act(deter @ first.kernel[:width] + tokens[:, t], first.scale)
-        logits = rssm_core.head(hidden, Head(tuple(rest), posterior.logit)).unflatten(-1, (groups, -1))
+        logits = mlp(tuple(rest), posterior.logit, hidden, None).unflatten(-1, (groups, -1))
         stoch, onehot = draw(logits, uniform[:, t], unimix)
         steps.append((deter, stoch, onehot, logits))
     deters, stochs, onehots, logits = (torch.stack(column, 1) for column in zip(*steps, strict=True))

@@ -1,4 +1,4 @@
-"""`philox`: random numbers by Philox4x32-10, a function of key, counter and place: the same bits on every device.
+"""`philox`: random numbers by Philox4x32-10, a function of key, counter and place, the same on every device.
 
 Element i of a call is word i % 4 of block i // 4, whose counter words are (block, counter low, counter high, 0): what
 `tl.philox` gives for them. Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011).
@@ -27,8 +27,8 @@ def philox(kind: Kind, key: tuple[int, int], counter: Tensor, count: int, backen
 
     Nothing here waits for the device. Raises ValueError for a kind, key, counter or count that is none.
     """
-    if kind not in get_args(Kind) or not all(0 <= word < 1 << 32 for word in key) or count < 0:
-        allowed = f"one of {', '.join(get_args(Kind))}, words in 0..{(1 << 32) - 1} and 0 or more"
+    if kind not in get_args(Kind) or len(key) != 2 or not all(0 <= word < 1 << 32 for word in key) or count < 0:
+        allowed = f"one of {', '.join(get_args(Kind))}, two words in 0..{(1 << 32) - 1} and 0 or more"
         raise ValueError(f"philox: kind, key and count must be {allowed}, got {kind!r}, {key} and {count}")
     if counter.shape != ():
         raise ValueError(f"philox: counter must be 0-d, got {tuple(counter.shape)}")
