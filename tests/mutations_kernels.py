@@ -104,7 +104,7 @@ NATIVE = {
         f"{HEADS}::test_what_the_policy_leaves_is_what_mlp_would",
     ),
     "imagine: uniforms of the first task": Mutation(
-        IMAGINE, "((first + r) * horizon + h) * n.groups", "(r * horizon + h) * n.groups", LARGE
+        IMAGINE, "uniform + (first * horizon + h) * n.groups", "uniform + h * n.groups", LARGE
     ),
     "mlp: gradient of the input through another layer": Mutation(
         MLP, "multiply(0, n.inputs,", "multiply(n.layers - 1, n.inputs,", VALUES

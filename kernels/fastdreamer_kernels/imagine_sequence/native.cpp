@@ -16,7 +16,7 @@ struct Policy {
   Head trunk;  // without its output
   const float* latent;  // the first layer's rows for the one-hot: (S*K, units)
   Output outputs[kMaxKeys];
-  int64_t keys;
+  int64_t keys, width;  // width: of all outputs side by side
 };
 
 
@@ -32,7 +32,7 @@ inline Policy pack_policy(Packer& packer, const float* const* args, const int64_
     out.elements = keys[2 * k];
     out.classes = keys[2 * k + 1];
     int64_t columns = out.elements * max_of<int64_t>(out.classes, 1);
-    for (int64_t j = 0; j < (out.classes ? 1 : 2); ++j, args += 2)
+    for (int64_t j = 0; j < (out.classes ? 1 : 2); ++j, args += 2, policy.width += columns)
       out.values[j] = {packer.plain(args[0], columns, widths[trunk], columns), args[1], nullptr, widths[trunk],
                        columns};
   }
@@ -97,6 +97,21 @@ inline void act(int64_t rows, const Policy& policy, const Sizes& n, ConstRows de
   }
 }
 
+// The classes of every row from the prior of its deter. a, b: rows of scratch as wide as the widest layer or the logits.
+inline void draw_latents(int64_t rows, const Head& prior, const Sizes& n, ConstRows deter, ConstRows uniform,
+                         float unimix, Rows a, Rows b, RowsOf<int32_t> stoch) {
+  ConstRows x = deter;
+  for (int64_t i = 0; i < prior.count; ++i, x = constant(b)) {
+    linear(rows, prior.layers[i], x, a);
+    norm_act(rows, prior.layers[i].columns, constant(a), prior.layers[i].scale, b);
+  }
+  linear(rows, prior.output, x, a);
+  for (int64_t r = 0; r < rows; ++r) {
+    mixed_probs(n.groups, n.classes, a[r], unimix, a[r]);
+    for (int64_t s = 0; s < n.groups; ++s) stoch[r][s] = draw(n.classes, a[r] + s * n.classes, uniform[r][s]);
+  }
+}
+
 }  // namespace
 
 // sizes: N, H, D, G, M, S, K, A, prior layers, trunk layers, action keys, elements, scratch width of the policy.
@@ -120,11 +135,6 @@ FD_OP(imagine_sequence)
   int64_t prior_wide = n.latent();
   for (int64_t i = 0; i < w.prior.count; ++i) prior_wide = max_of(prior_wide, w.prior.layers[i].columns);
   if (n.rows == 0) return;
-  int64_t outputs = 0;
-  for (int64_t k = 0; k < w.policy.keys; ++k) {
-    const Output& out = w.policy.outputs[k];
-    outputs += out.values[0].columns * (out.classes ? 1 : 2);
-  }
   const int64_t most = 48, threads = fd::thread_count();
   const int64_t tasks = ((n.rows + most - 1) / most + threads - 1) / threads * threads;  // as much for each thread
   const int64_t chunk = (n.rows + tasks - 1) / tasks;
@@ -155,7 +165,7 @@ FD_OP(imagine_sequence)
       ConstRows step_noise{noise + (first * steps + h) * elements, steps * elements};
       RowsOf<const int32_t> latent{stoch(h).data, stoch(h).ld};
       act(rows, w.policy, n, constant(deter), latent, step_noise, actor_unimix, a, b, action,
-          {policy_out, policy_saved, n.rows * steps, outputs, first * steps + h, steps});
+          {policy_out, policy_saved, n.rows * steps, w.policy.width, first * steps + h, steps});
       if (h == horizon) break;
       scale_action(rows, n.action, constant(action), nullptr, scaled);
       Rows action_embed = embeds_in.from(2 * n.hidden);
@@ -167,17 +177,8 @@ FD_OP(imagine_sequence)
       Rows old = deter;
       deter = next, next = old;
       keep(deter, h + 1);
-      ConstRows x = constant(deter);
-      for (int64_t i = 0; i < w.prior.count; ++i, x = constant(d)) {
-        linear(rows, w.prior.layers[i], x, c);
-        norm_act(rows, w.prior.layers[i].columns, constant(c), w.prior.layers[i].scale, d);
-      }
-      linear(rows, w.prior.output, x, c);
-      for (int64_t r = 0; r < rows; ++r) {
-        const float* u = uniform + ((first + r) * horizon + h) * n.groups;
-        mixed_probs(n.groups, n.classes, c[r], unimix, c[r]);
-        for (int64_t s = 0; s < n.groups; ++s) stoch(h + 1)[r][s] = draw(n.classes, c[r] + s * n.classes, u[s]);
-      }
+      ConstRows u{uniform + (first * horizon + h) * n.groups, horizon * n.groups};
+      draw_latents(rows, w.prior, n, constant(deter), u, unimix, c, d, stoch(h + 1));
     }
   });
 }
