@@ -31,8 +31,8 @@ LAYERS = {
     "norm eps 1e-3": Mutation(FUNCTIONAL, "NORM_EPS = 1e-4", "NORM_EPS = 1e-3", NORM),
     "norm subtracts the mean": Mutation(
         FUNCTIONAL,
-        "F.rms_norm(x.float(), scale.shape, scale,",
-        "F.layer_norm(x.float(), scale.shape, scale, None,",
+        "F.rms_norm(widen(x), scale.shape, scale,",
+        "F.layer_norm(widen(x), scale.shape, scale, None,",
         NORM,
     ),
     "act before norm": Mutation(FUNCTIONAL, "F.silu(rms_norm(x, scale))", "rms_norm(F.silu(x), scale)", LAYER),

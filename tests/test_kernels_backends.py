@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-import formulas
 import kernel_cases
 import pytest
 import torch
@@ -30,18 +29,6 @@ def test_values_and_gradients(case: Case, backend: str, device: str) -> None:
 @pytest.mark.usefixtures("poisoned")
 def test_large_values_and_gradients(case: Case) -> None:
     check(case, "native")
-
-
-@pytest.mark.parametrize("unimix", [0.0, 0.01])
-def test_formulas_have_the_gradients_of_finite_differences(unimix: float) -> None:
-    """The references compute in float32, too coarse for finite differences; so the float64 formulas stand for them."""
-    logits, prior = normal(0, 2, 3, 4).double().requires_grad_(), normal(1, 2, 3, 4).double().requires_grad_()
-    uniform = uniforms(2, 2, 3).double()
-    torch.autograd.gradcheck(lambda x: kernel_cases.sample_formula(x, uniform, unimix)[2:], logits)
-    torch.autograd.gradcheck(lambda x: formulas.mixed(x, unimix), logits)  # what the one-hot carries
-    torch.autograd.gradcheck(lambda p, q: kernel_cases.kl(p, q, unimix), (logits, prior))
-    inputs = [x.double().requires_grad_() for x in kernel_cases.gru_case(3, 6, 2).inputs]
-    torch.autograd.gradcheck(formulas.gru, inputs)
 
 
 # What torch.library asks of a kernel: schema, fake, autograd, and the same under torch.compile's tracing.

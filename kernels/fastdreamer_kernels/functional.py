@@ -49,9 +49,14 @@ def block_linear(x: Tensor, kernel: Tensor) -> Tensor:
     return torch.bmm(x, kernel).transpose(0, 1).flatten(1)
 
 
+def widen(x: Tensor) -> Tensor:
+    """In float32, where distributions and statistics are computed; float64, which only tests have, stays."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def rms_norm(x: Tensor, scale: Tensor) -> Tensor:
     """x / sqrt(mean(x^2) + 1e-4) * scale over the last axis, in float32, returned in the dtype of x."""
-    return F.rms_norm(x.float(), scale.shape, scale, NORM_EPS).to(x.dtype)
+    return F.rms_norm(widen(x), scale.shape, scale, NORM_EPS).to(x.dtype)
 
 
 def norm_act(x: Tensor, scale: Tensor) -> Tensor:

@@ -4,16 +4,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdreamer_kernels.functional import widen
+
 
 def mixed_probs(logits: Tensor, unimix: float) -> Tensor:
     """(1 - unimix) softmax(logits) + unimix / K, float32."""
-    probs = torch.softmax(logits.float(), -1)
+    probs = torch.softmax(widen(logits), -1)
     return probs if unimix == 0 else (1 - unimix) * probs + unimix / logits.shape[-1]
 
 
 def mixed_log_probs(logits: Tensor, unimix: float) -> Tensor:
     """log of the mixed probabilities, float32; exact log-softmax when nothing is mixed in."""
-    return torch.log_softmax(logits.float(), -1) if unimix == 0 else mixed_probs(logits, unimix).log()
+    return torch.log_softmax(widen(logits), -1) if unimix == 0 else mixed_probs(logits, unimix).log()
 
 
 def draw(logits: Tensor, uniform: Tensor, unimix: float) -> tuple[Tensor, Tensor]:
