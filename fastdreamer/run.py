@@ -71,7 +71,10 @@ def run(config: Config, resume: bool, started: float) -> int:
                 job.finish()
         if stop.signal is None:
             return 0
-        logger.info("saved; go on with: python -m fastdreamer.train --resume %s", folder)
+        if training.done:
+            logger.info("%s is done and saved; its last evaluation was cut short", folder)
+        else:
+            logger.info("saved; go on with: python -m fastdreamer.train --resume %s", folder)
         return 128 + stop.signal
     finally:
         training.env.close()

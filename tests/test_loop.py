@@ -204,6 +204,22 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, number: int, code:
     assert checkpoint.latest(folder).value("env_steps", int) > 0
 
 
+def test_a_signal_in_the_last_evaluation_promises_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run that is done cannot be gone on with."""
+
+    def interrupted(*_: object) -> list[float]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return []
+
+    monkeypatch.setattr("fastdreamer.run.evaluate", interrupted)
+    with caplog.at_level("INFO"):
+        assert run(tiny_config(tmp_path / "run"), resume=False, started=0.0) == 130
+    assert caplog.messages[-1] == f"{tmp_path / 'run'} is done and saved; its last evaluation was cut short"
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["eval_return"] is None
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
