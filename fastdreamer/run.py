@@ -120,9 +120,13 @@ class Run:
         training.save(self.folder)
 
     def _note_first_update(self) -> None:
-        seconds = time.perf_counter() - self.started
-        self.training.progress.first_update_seconds = seconds
-        logger.info("first update at step %d, %.1f s after the start", self.training.env_steps, seconds)
+        seconds, progress = time.perf_counter() - self.started, self.training.progress
+        progress.first_update_seconds = seconds
+        filling = progress.train_seconds - progress.update_seconds
+        logger.info(
+            "first update at step %d, %.1f s after the start, %.1f s of them to fill the replay",
+            self.training.env_steps, seconds, filling,
+        )  # fmt: skip
         self.training.save(self.folder)  # from here on the run can be resumed
 
     def _read_mark(self) -> tuple[float, int, int]:

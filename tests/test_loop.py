@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -201,6 +202,9 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, number: int, code:
                 os.kill(process.pid, number)
         assert process.wait(timeout=60) == code, "".join(seen)
     assert seen[-1] == f"saved; go on with: python -m fastdreamer.train --resume {folder}\n"
+    first = r"first update at step \d+, ([\d.]+) s after the start, ([\d.]+) s of them to fill the replay\n"
+    times = re.search(first, "".join(seen))
+    assert times is not None and 0 <= float(times[2]) < float(times[1])
     assert checkpoint.latest(folder).value("env_steps", int) > 0
 
 
