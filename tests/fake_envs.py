@@ -136,7 +136,7 @@ class Bad(gymnasium.Env[Any, Any]):
                 case "reward none":
                     reward = None
                 case "old":
-                    return observation, reward, False, {}  # type: ignore[return-value]
+                    return observation, reward, False, {}  # type: ignore[return-value]  # as before gymnasium 0.26
         return observation, reward, False, False, {}
 
     def _good(self) -> Any:
@@ -217,7 +217,7 @@ class Sampled(gymnasium.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self._steps += 1
         ends = [self._steps % 10 == at for at in (0, 5)]
-        return self.observation_space.sample(), float(self._steps % 3), *ends, {}  # type: ignore[return-value]
+        return self.observation_space.sample(), float(self._steps % 3), *ends, {}  # type: ignore[return-value]  # ends are two
 
 
 class OldCrafter:

@@ -16,8 +16,8 @@ from fastdreamer_kernels.policy import ActionKey
 
 triton = pytest.importorskip("triton")
 
-from fastdreamer_kernels.imagine_sequence import cuda as imagine_cuda  # noqa: E402
-from fastdreamer_kernels.observe_sequence import cuda as observe_cuda  # noqa: E402
+from fastdreamer_kernels.imagine_sequence import cuda as imagine_cuda  # noqa: E402  # after importorskip
+from fastdreamer_kernels.observe_sequence import cuda as observe_cuda  # noqa: E402  # after importorskip
 
 INTERPRETED = pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="needs TRITON_INTERPRET=1")
 DEVICES = [pytest.param("cpu", marks=INTERPRETED), pytest.param("cuda", marks=pytest.mark.gpu)]
