@@ -3,7 +3,7 @@
 The arithmetic is the op `laprop_agc`; here are its state, the learning rate and the names.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,12 @@ class LaProp:
 
     agc: the largest |gradient| / |parameter| per tensor, 0 for no clipping. warmup in updates; the first changes
     nothing. slow: moving averages by the name of their parameter, 2 % nearer to it after each update. weight_decay:
-    added after momentum, to the tensors called kernel only.
+    added after momentum, to the tensors called kernel only. shadow: bfloat16 copies of all parameters, in their order.
     """
 
     def __init__(
         self, params: dict[str, nn.Parameter], lr: float, warmup: int, agc: float,
-        slow: Mapping[str, Tensor] | None = None, weight_decay: float = 0.0,
+        slow: Mapping[str, Tensor] | None = None, weight_decay: float = 0.0, shadow: Sequence[Tensor] = (),
     ) -> None:  # fmt: skip
         self.names = list(params)
         self.params: list[Tensor] = list(params.values())
@@ -32,11 +32,15 @@ class LaProp:
         averaged = slow or {}
         self._slow_index = [i for i, name in enumerate(self.names) if name in averaged]
         self._slow = [averaged[self.names[i]] for i in self._slow_index]
+        self.shadow = list(shadow)
         self._size = sum(param.numel() for param in self.params)
 
     @torch.no_grad()
     def step(self) -> dict[str, Tensor]:
-        """One update; clears the gradients. Returns grad_norm, grad_rms, update_rms, param_rms as 0-d tensors."""
+        """One update; clears the gradients. Returns grad_norm, grad_rms, update_rms, param_rms as 0-d tensors.
+
+        And skipped: 1 where the gradients were not finite, so that nothing changed, the step neither; else 0.
+        """
         grads = [param.grad for param in self.params if param.grad is not None]
         assert len(grads) == len(self.params), "every parameter must have a gradient"
         self.step_count += 1
@@ -46,12 +50,16 @@ class LaProp:
             for name, param in zip(self.names, self.params, strict=True)
         ]
         squares = laprop_agc(
-            self.params, grads, self.nu, self.mu, [], self._slow, self._slow_index, self.step_count, lr, self.agc
-        )
+            self.params, grads, self.nu, self.mu, self.shadow, self._slow, self._slow_index, self.step_count, lr,
+            self.agc,
+        )  # fmt: skip
+        made = squares[0].isfinite()
+        skipped = (~made).float()
+        self.step_count -= skipped
         for param, part in zip(self.params, decay, strict=True):
             param.grad = None
             if part is not None:
-                param -= part
+                param -= part * made
         grad, update, new = squares.sqrt().unbind()
         count = self._size**0.5
         return {
@@ -59,6 +67,7 @@ class LaProp:
             "opt/grad_rms": grad / count,
             "opt/update_rms": update / count,
             "opt/param_rms": new / count,
+            "opt/skipped": skipped,
         }
 
     def learning_rate(self) -> Tensor:

@@ -27,14 +27,10 @@ WORLD_MODEL = {
     "no mix in the world model": Mutation(CONFIG, "unimix: float = 0.01", "unimix: float = 0.0", TERMS),
     "mix in the actor": Mutation(CONFIG, "actor_unimix: float = 0.0", "actor_unimix: float = 0.01", TERMS),
     "features with stoch first": Mutation(
-        WORLD, "feat = torch.cat([state.deter, latent], -1)", "feat = torch.cat([latent, state.deter], -1)", TERMS
+        WORLD, "feat = torch.cat([deter, latent], -1)", "feat = torch.cat([latent, deter], -1)", TERMS
     ),
-    "decoder sees no gradient": Mutation(
-        WORLD, "self.dec(state.deter, latent)", "self.dec(state.deter.detach(), latent)", TERMS
-    ),
-    "prior of another step": Mutation(
-        WORLD, "self.dyn.prior(state.deter)", "self.dyn.prior(state.deter.roll(1, 1))", TERMS
-    ),
+    "decoder sees no gradient": Mutation(WORLD, "self.dec(deter, latent)", "self.dec(deter.detach(), latent)", TERMS),
+    "prior of another step": Mutation(WORLD, "self.dyn.prior(deter)", "self.dyn.prior(deter.roll(1, 1))", TERMS),
     "continue target 1": Mutation(
         WORLD,
         "(~batch.is_terminal).float() * (1 - 1 / self.config.discount_horizon)",
@@ -110,8 +106,8 @@ ACTOR_CRITIC = {
     "slow critic moves by 0.98": Mutation(LAPROP, "1e-3, 0.02", "1e-3, 0.98", AFTER),
     "critic follows the slow one": Mutation(
         LAPROP,
-        "(slow, [params[i] for i in slow_index], SLOW_RATE)",
-        "([params[i] for i in slow_index], slow, SLOW_RATE)",
+        "(slow, [thetas[i] for i in slow_index], SLOW_RATE)",
+        "([thetas[i] for i in slow_index], slow, SLOW_RATE)",
         SLOW,
     ),
     "scale is the upper percentile": Mutation(BEHAVIOR, "(self.hi - self.lo).clamp(", "self.hi.clamp(", NORMALIZER),
@@ -193,12 +189,12 @@ OPTIMIZER = {
     "eps 1e-8": Mutation(LAPROP, "0.9, 0.999, 1e-20", "0.9, 0.999, 1e-8", UPDATE),
     "momentum before scaling": Mutation(
         LAPROP,
-        "torch._foreach_lerp_(mu, torch._foreach_div(clipped, scale), 1 - BETA1)\n    updates = torch._foreach_mul(mu, factor)",
-        "torch._foreach_lerp_(mu, list(clipped), 1 - BETA1)\n    updates = torch._foreach_mul(torch._foreach_div(mu, scale), factor)",
+        "torch._foreach_lerp(mu, torch._foreach_div(clipped, scale), 1 - BETA1)\n    updates = torch._foreach_mul(first, factor)",
+        "torch._foreach_lerp(mu, list(clipped), 1 - BETA1)\n    updates = torch._foreach_mul(torch._foreach_div(first, scale), factor)",
         UPDATE,
     ),
     "variance without correction": Mutation(
-        LAPROP, "torch._foreach_div(nu, correction)", "[x.clone() for x in nu]", UPDATE
+        LAPROP, "torch._foreach_div(second, correction)", "[x.clone() for x in second]", UPDATE
     ),
     "momentum without correction": Mutation(LAPROP, "-lr / (1 - BETA1**step)", "-lr", UPDATE),
     "warm-up from 1": Mutation(
@@ -213,7 +209,7 @@ OPTIMIZER = {
         "test_steps.py::test_an_update_leaves_no_gradient_to_the_next_one",
     ),
     "slow critic before the optimizer": Mutation(
-        LAPROP, "[params[i] for i in slow_index]", "[params[i] - updates[i] for i in slow_index]", AFTER
+        LAPROP, "[thetas[i] for i in slow_index]", "[params[i] for i in slow_index]", AFTER
     ),
-    "slow critic stands still": Mutation(LAPROP, "    if slow:\n", "    if not slow:\n", AFTER),
+    "slow critic stands still": Mutation(LAPROP, "(slow, averages)", "([], [])", AFTER),
 }

@@ -48,6 +48,7 @@ class Trained:
             grad = parameter.grad.abs()
             self.least[name] = torch.minimum(self.least[name], grad / grad.max())
         metrics = out.metrics | self.optimizer.step()
+        assert metrics.pop("opt/skipped") == 0  # the official code has no such
         self.slow_updates += 1
         count = sum(parameter.numel() for parameter in self.parameters.values())
         return metrics | {

@@ -104,16 +104,29 @@ def test_laprop_rounds_the_shadow_to_nearest_even(backend: str) -> None:
     assert torch.equal(shadow[0], ties.bfloat16())
 
 
-@pytest.mark.parametrize("backend", CPU[:2])
-def test_laprop_passes_a_nan_of_one_gradient_on_to_its_tensor_alone(backend: str) -> None:
-    params, grads = [normal(0, 20), normal(1, 20)], [normal(2, 20), normal(3, 20)]
-    grads[0][3] = torch.nan
-    moments = [[torch.zeros(20), torch.zeros(20)] for _ in range(2)]
-    shadow = [torch.zeros(20, dtype=torch.bfloat16) for _ in range(2)]
+@pytest.mark.parametrize("agc", [0.0, 0.3])
+@pytest.mark.parametrize("at, value", [((1, -1), torch.nan), ((0, 0), torch.inf), ((0, 5), -torch.inf), ((1, 3), 2e19)])
+@pytest.mark.parametrize("backend", CPU)
+def test_laprop_changes_nothing_where_a_gradient_is_not_finite(
+    backend: str, at: tuple[int, int], value: float, agc: float
+) -> None:
+    """2e19 is finite, its square is not."""
+    params, grads, nu, mu, slow = ([normal(10 * i + j, 20) for j in range(2)] for i in range(5))
+    nu = [x.square() for x in nu]
+    shadow = [normal(60 + j, 20).bfloat16() for j in range(2)]
+    slow = slow[:1]
+    before = [x.clone() for x in (*params, *nu, *mu, *slow, *shadow)]
+    good = [x.clone() for x in grads]
+    grads[at[0]][at[1]] = value
     one = torch.tensor(1.0)
-    stats = laprop_agc(params, grads, *moments, shadow, [], [], one, one, 0.3, backend=backend)
-    assert params[0].isnan().all() and shadow[0].isnan().all() and stats.isnan().all()
-    assert params[1].isfinite().all() and shadow[1].isfinite().all()
+    stats = laprop_agc(params, grads, nu, mu, shadow, slow, [1], one, one, agc, backend=backend)
+    for tensor, old in zip((*params, *nu, *mu, *slow, *shadow), before, strict=True):
+        assert torch.equal(tensor, old)
+    assert not stats[0].isfinite() and stats[1] == 0
+    assert stats[2].item() == pytest.approx(sum(x.double().square().sum().item() for x in params), rel=1e-5)
+    stats = laprop_agc(params, good, nu, mu, shadow, slow, [1], one, one, agc, backend=backend)
+    assert stats.isfinite().all() and stats[1] > 0
+    assert not any(torch.equal(tensor, old) for tensor, old in zip((*params, *nu, *mu, *slow), before, strict=False))
 
 
 # Two-hot values at their edges

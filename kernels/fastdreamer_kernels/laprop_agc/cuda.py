@@ -1,7 +1,8 @@
-"""LaProp with adaptive gradient clipping over all tensors at once, in two Triton launches. Source: SPEC 1.9.
+"""LaProp with adaptive gradient clipping over all tensors at once, in three Triton launches. Source: SPEC 1.9.
 
-Every tensor is cut into chunks; one program takes one chunk. The first launch sums squares per chunk, the second adds
-up the sums of its tensor, in the same order in every program, and updates. Tensors are reached by address.
+Every tensor is cut into chunks; one program takes one chunk. The first launch sums squares per chunk. The second, of
+one program, adds up those of all gradients, which tells whether they are finite. The third adds up the sums of its
+tensor, in the same order in every program, and updates. Tensors are reached by address.
 
 Denormals are kept: with eps 1e-20 a tiny gradient whose square vanishes would become a huge update. So division and
 square root are the exact ones; the fast ones flush.
@@ -90,6 +91,16 @@ def _tensor_norm(sums, first, chunks, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _total_kernel(sums, total, chunks, BLOCK: tl.constexpr):
+    # sums (chunks,) float32, total () float32
+    part = tl.zeros((BLOCK,), tl.float32)
+    for i in range(0, tl.cdiv(chunks, BLOCK)):
+        at = i * BLOCK + tl.arange(0, BLOCK)
+        part += tl.load(sums + at, at < chunks, 0.0)
+    tl.store(total, tl.sum(part, 0))
+
+
+@triton.jit
 def _correction(step, LOG_BETA: tl.constexpr):
     """1 - beta^step, the power rounded to float32."""
     return 1.0 - tl.exp(step.to(tl.float64) * LOG_BETA).to(tl.float32)
@@ -97,39 +108,43 @@ def _correction(step, LOG_BETA: tl.constexpr):
 
 @triton.jit
 def _update(
-    param, grad, nu, mu, shadow, slow, at, mask, divisor, correction, factor, averages,
+    param, grad, nu, mu, shadow, slow, at, mask, finite, divisor, correction, factor, averages,
     CLIPS: tl.constexpr, HAS_SHADOW: tl.constexpr, HAS_SLOW: tl.constexpr,
 ):  # fmt: skip
-    """One block of one chunk; returns the squares of its updates and of its new parameters."""
+    """One block of one chunk, stored if `finite`; returns the squares of its updates and of its new parameters."""
+    stored = tl.full(at.shape, 0, tl.int32) < finite  # one value for the block, so that stores stay wide
+    if mask is not None:
+        stored &= mask
     g = _load(grad + at, mask)
     if CLIPS:
         g = tl.div_rn(g, divisor)
     n = _load(nu + at, mask)
     n += (g * g - n) * FRESH2
-    tl.store(nu + at, n, mask)
+    tl.store(nu + at, n, stored)
     u = tl.div_rn(g, tl.sqrt_rn(tl.div_rn(n, correction)) + TINY)
     m = _load(mu + at, mask)
     m += (u - m) * FRESH1
-    tl.store(mu + at, m, mask)
-    update = factor * m
+    tl.store(mu + at, m, stored)
+    update = tl.where(stored, factor * m, 0.0)
     theta = _load(param + at, mask) + update
-    tl.store(param + at, theta, mask)
+    tl.store(param + at, theta, stored)
     if HAS_SHADOW:
-        tl.store(shadow + at, theta.to(tl.bfloat16), mask)
+        tl.store(shadow + at, theta.to(tl.bfloat16), stored)
     if HAS_SLOW:  # noqa: SIM102  # decided when it is compiled, the next one when it runs
         if averages:
             old = _load(slow + at, mask)
-            tl.store(slow + at, old + (theta - old) * SLOW_FRESH, mask)
+            tl.store(slow + at, old + (theta - old) * SLOW_FRESH, stored)
     return update * update, theta * theta
 
 
 @triton.jit
 def _update_kernel(
-    addresses, chunks, sums, step, lr, count, AGC: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    addresses, chunks, sums, total, step, lr, count, AGC: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
     ALIGNED: tl.constexpr, HAS_SHADOW: tl.constexpr, HAS_SLOW: tl.constexpr,
 ):  # fmt: skip
     tensor, begin, length, first, parts = _chunk(chunks, CHUNK)
     programs = tl.num_programs(0)
+    finite = (tl.load(total) < float("inf")).to(tl.int32)  # 0 for NaN too
     divisor = 1.0
     if AGC > 0:
         limit = tl.maximum(_tensor_norm(sums, first, parts, BLOCK), SMALLEST_NORM) * AGC
@@ -150,14 +165,14 @@ def _update_kernel(
     whole = length // BLOCK
     for i in range(0, whole):
         update_squared, theta_squared = _update(
-            param, grad, nu, mu, shadow, slow, i * BLOCK + offset, None, divisor, correction, factor, averages,
-            AGC > 0, HAS_SHADOW, HAS_SLOW,
+            param, grad, nu, mu, shadow, slow, i * BLOCK + offset, None, finite, divisor, correction, factor,
+            averages, AGC > 0, HAS_SHADOW, HAS_SLOW,
         )  # fmt: skip
         of_update += update_squared
         of_param += theta_squared
     at = whole * BLOCK + offset
     update_squared, theta_squared = _update(
-        param, grad, nu, mu, shadow, slow, at, at < length, divisor, correction, factor, averages,
+        param, grad, nu, mu, shadow, slow, at, at < length, finite, divisor, correction, factor, averages,
         AGC > 0, HAS_SHADOW, HAS_SLOW,
     )  # fmt: skip
     chunk = tl.program_id(0)
@@ -169,8 +184,9 @@ def laprop_agc(
     params: list[Tensor], grads: list[Tensor], nu: list[Tensor], mu: list[Tensor], shadow: list[Tensor],
     slow: list[Tensor], slow_index: list[int], step: Tensor, lr: Tensor, agc: float,
 ) -> Tensor:  # fmt: skip
-    """One update in place; returns sums of squares (3,) float32: gradients before clipping, updates, new parameters.
+    """One update in place, none if a gradient is not finite.
 
+    Returns sums of squares (3,) float32: gradients before clipping, updates, new parameters.
     params, grads, nu, mu: float32, one of each per parameter; nu and mu laid out as their parameter. shadow: bfloat16
     copies of all parameters, or none. slow: moving averages of the parameters numbered slow_index. step: the number of
     this update, counted from 1, and lr: its learning rate, both 0-d float32. agc: the largest |gradient| / |parameter|
@@ -187,15 +203,16 @@ def laprop_agc(
     device = params[0].device
     chunks, chunk = _chunks(tuple(param.numel() for param in params), device)
     addresses = _upload(pointers, device)
-    sums = torch.empty((4, chunks.shape[0]), dtype=torch.float32, device=device)
+    sums, total = (torch.empty(shape, dtype=torch.float32, device=device) for shape in ((4, chunks.shape[0]), 1))
     aligned = all(pointer % 16 == 0 for row in pointers for pointer in row)
     grid, count = (chunks.shape[0],), len(params)
     _norms_kernel[grid](addresses, chunks, sums, count, CHUNK=chunk, BLOCK=BLOCK, ALIGNED=aligned, num_warps=4)
+    _total_kernel[(1,)](sums[1], total, chunks.shape[0], BLOCK=BLOCK, num_warps=4)
     _update_kernel[grid](
-        addresses, chunks, sums, step, lr, count, AGC=agc, CHUNK=chunk, BLOCK=BLOCK,
+        addresses, chunks, sums, total, step, lr, count, AGC=agc, CHUNK=chunk, BLOCK=BLOCK,
         ALIGNED=aligned, HAS_SHADOW=bool(shadow), HAS_SLOW=bool(slow), num_warps=4,
     )  # fmt: skip
-    return sums[1:].sum(1)
+    return torch.cat([total, sums[2:].sum(1)])
 
 
 def _laid_out_like(param: Tensor, grad: Tensor) -> Tensor:
@@ -218,15 +235,23 @@ def _chunks(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, int]:
     return _upload(rows, device), chunk
 
 
+_spare: dict[tuple[int, int], Tensor] = {}
+"""Page-locked tables by shape, for captures: none can be made while a graph is captured."""
 _captured: list[Tensor] = []
-"""Host tables that CUDA graphs copy from at every replay."""
+"""Those that CUDA graphs copy from at every replay."""
 
 
 def _upload(table: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """An int64 table on the device, without waiting for it; a capture records the copy."""
     host = torch.tensor(table, dtype=torch.int64)
-    if device.type == "cuda":
+    if device.type != "cuda":
+        return host.to(device)
+    shape = (len(table), len(table[0]))
+    if torch.cuda.is_current_stream_capturing():
+        assert shape in _spare, "the first call precedes any capture"
+        host = _spare.pop(shape).copy_(host)
+        _captured.append(host)
+    else:
+        _spare.setdefault(shape, torch.empty(shape, dtype=torch.int64, pin_memory=True))
         host = host.pin_memory()
-        if torch.cuda.is_current_stream_capturing():
-            _captured.append(host)
     return host.to(device, non_blocking=True)

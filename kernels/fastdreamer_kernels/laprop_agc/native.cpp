@@ -78,7 +78,7 @@ inline void update(const Parameter& p, const Rates& rates, int64_t first, int64_
   sums[1] = sum(of_theta);
 }
 
-// What g is divided by so that |g| <= agc max(1e-3, |theta|); NaN if a norm is.
+// What g is divided by so that |g| <= agc max(1e-3, |theta|).
 inline float clip_divisor(double theta_squares, double gradient_squares, float agc) {
   if (agc == 0) return 1.0f;
   float norm = static_cast<float>(__builtin_sqrt(theta_squares));
@@ -132,14 +132,17 @@ FD_OP(laprop_agc)
     p.divisor = clip_divisor(theta, gradient, agc);
     totals[0] += gradient;
   }
+  const bool finite = __builtin_isfinite(static_cast<float>(totals[0]));
   const Rates rates{correction, factor};
-  fd::parallel(chunks, [&](int64_t task) {
-    Chunk& chunk = all[task];
-    update(tensors[chunk.parameter], rates, chunk.first, chunk.count, chunk.update);
-  });
+  if (finite) {
+    fd::parallel(chunks, [&](int64_t task) {
+      Chunk& chunk = all[task];
+      update(tensors[chunk.parameter], rates, chunk.first, chunk.count, chunk.update);
+    });
+  }
   for (int64_t i = 0; i < chunks; ++i) {
-    totals[1] += all[i].update[0];
-    totals[2] += all[i].update[1];
+    totals[1] += finite ? all[i].update[0] : 0;
+    totals[2] += finite ? all[i].update[1] : all[i].theta;
   }
   for (int i = 0; i < 3; ++i) stats[i] = static_cast<float>(totals[i]);
 }
