@@ -2,7 +2,7 @@
 
     reference   plain PyTorch, everywhere: the specification of the op
     native      C++ on the CPU, float32, where the library was built
-    triton      Triton on CUDA; on the CPU too under TRITON_INTERPRET=1, for tests
+    triton      Triton on CUDA; on the CPU too under TRITON_INTERPRET=1, for tests. Meta tensors stand in for CUDA's
 
 A call runs the backend that it names, else the one that `FASTDREAMER_KERNELS` names, else the fastest that the op has
 for its device and dtype. Kernels are registered with `torch.library`, one namespace per backend, as pure functions of
@@ -21,6 +21,7 @@ from fastdreamer_kernels import _native
 Backend = Literal["reference", "native", "triton"]
 KERNELS: dict[Backend, str] = {"native": "native", "triton": "cuda"}
 """Backend -> the module in an op's folder that holds its functions."""
+GPU = ("cuda", "meta")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 _libraries = {backend: torch.library.Library(f"fastdreamer_{backend}", "DEF") for backend in KERNELS}
@@ -107,7 +108,7 @@ def _choose(op: str, device: str, dtype: torch.dtype, backend: str | None = None
     able = [each for each in _backends[op] if _can_run(each, device, computed)]
     named = backend or os.environ.get("FASTDREAMER_KERNELS") or None
     if named is None:
-        return next(each for each in able if each != "triton" or device == "cuda")
+        return next(each for each in able if each != "triton" or device in GPU)
     if named not in able:
         where = f"{op} on {device} in {str(dtype).removeprefix('torch.')}"
         raise ValueError(f"kernels: backend of {where} must be one of {', '.join(able)}, got {named!r}")
@@ -119,7 +120,7 @@ def _can_run(backend: Backend, device: str, dtype: torch.dtype) -> bool:
         case "native":
             return device == "cpu" and dtype == torch.float32 and _native.library is not None
         case "triton":
-            return device == "cuda" or (device == "cpu" and INTERPRETED)
+            return device in GPU or (device == "cpu" and INTERPRETED)
         case "reference":
             return True
 
