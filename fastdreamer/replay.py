@@ -5,48 +5,44 @@ environments step together, so record number r of each lies in row r % rows of i
 T + 1 successive records of one environment: the first gives the start state and the first previous action, the other
 T are trained on. Window number w, counted over all environments in the order in which windows become complete, starts
 at record w // num_envs of environment w % num_envs; the newest `capacity` windows can be sampled. Source: SPEC 1.1-1.3.
+
+`insert` and `windows` are made of tensors alone, for CUDA graphs to hold; the host counts, plans and saves.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastdreamer.batch import Batch, State, Window
+from fastdreamer.batch import Window
 from fastdreamer.noise import Noise, Stream
 from fastdreamer.replay_io import ChunkFiles, chunk_length
-from fastdreamer.replay_storage import Field, allocate, check_memory
+from fastdreamer.replay_pinned import Pinning
+from fastdreamer.replay_placement import Wanted, choose, read_machine
+from fastdreamer.replay_storage import Field, allocate
+from fastdreamer.replay_window import Plan, Windows
 from fastdreamer.spaces import Spaces
-from fastdreamer_kernels import replay_gather
 
 Value = np.ndarray | Tensor
 T = TypeVar("T")
-
-
-class Plan(NamedTuple):
-    """Which windows make up a batch, host arrays."""
-
-    env: np.ndarray
-    """(B,) int64."""
-    start: np.ndarray
-    """(B,) int64: the record number of the context record, counted from the first record of the run."""
-    online: int
-    """How many of them, from the front, came from the online queue."""
+CPU = torch.device("cpu")
 
 
 class Replay:
-    """A ring of `[env][time]` rows on the host and the sampler that knows it.
+    """A ring of `[env][time]` rows and the sampler that knows it.
 
     deter, stoch: widths of the stored state; deter is kept in `dtype`, stoch as one byte per class index. capacity: how
-    many windows can be sampled before the oldest are dropped. Raises ValueError if the rows cannot fit into memory.
+    many windows can be sampled before the oldest are dropped. device: the learner's, where everything lies but the
+    observations that `places` puts elsewhere. Raises ValueError if the rows cannot fit into memory.
     """
 
     def __init__(
         self, obs: Spaces, act: Spaces, *, deter: int, stoch: int, num_envs: int, capacity: int,
         batch_size: int, batch_length: int, seed: int, rank: int = 0, dtype: torch.dtype = torch.float32,
+        device: torch.device = CPU, placement: Wanted = "auto", peak: int = 0,
     ) -> None:  # fmt: skip
         for name, value in {"capacity": capacity, "batch_size": batch_size, "batch_length": batch_length}.items():
             if value < 1:
@@ -60,12 +56,25 @@ class Replay:
         record |= {"reward": Field((), torch.float32)}
         record |= {key: Field((), torch.bool) for key in ("is_first", "is_last", "is_terminal")}
         latent = {"deter": Field((deter,), dtype), "stoch": Field((stoch,), torch.uint8)}
-        check_memory(record | latent, num_envs * self.rows, capacity, num_envs)
-        self.records = allocate(record, (num_envs, self.rows))
-        self.latents = allocate(latent, (num_envs, self.rows))
+        what = f"{capacity} windows of {num_envs} environments"
+        rows = num_envs * self.rows
+        self.placement = choose(placement, record | latent, rows, read_machine(device), peak, what)
+        places = self.placement.places
+        away = {key: field for key, field in record.items() if places[key] != places["reward"]}
+        near = {key: field for key, field in record.items() if key not in away}
+        self.away = tuple(away)
+        """Keys that do not lie with the learner."""
+        lead = (num_envs, self.rows)
+        self.records = allocate(near, lead, device) | allocate(away, lead, CPU)
+        self.latents = allocate(latent, lead, device)
         self._files = ChunkFiles("records", self.records), ChunkFiles("latents", self.latents)
-        self._staging = allocate(record, (batch_size, batch_length)) | allocate(latent, (batch_size, 1))
-        self._start_stoch = torch.empty(batch_size, stoch, dtype=torch.int32)
+        pinned = [self.records[key] for key in away if places[key] == "pinned"]
+        self._pinning = Pinning(pinned) if pinned else None
+        locked = self._pinning.covers if self._pinning else lambda part: False
+        self._windows = Windows(self.records, self.latents, self.away, locked, batch_size, batch_length, device)
+        self.cursor = torch.zeros((), dtype=torch.int64, device=device)
+        """The row that `insert` writes next."""
+        self._begin = torch.arange(num_envs, device=device) * self.rows
         self.noise = Noise(seed, Stream.PLAN, rank)
         self.length = 0
         """Records that each environment has added since the run began."""
@@ -89,23 +98,40 @@ class Replay:
         self, obs: Mapping[str, Value], reward: Value, is_first: Value, is_last: Value, is_terminal: Value,
         action: Mapping[str, Value], deter: Value, stoch: Value,
     ) -> None:  # fmt: skip
-        """Appends one record per environment; every value is (N, ...).
+        """Appends one record per environment; every value is (N, ...), on any device.
 
         deter, stoch: the state after the observation, stoch as class indices. action: what was chosen from it, zero
         where is_last. Raises ValueError for a missing or unknown key or another shape.
         """
         values = {f"obs/{key}": value for key, value in obs.items()} | {f"action/{k}": v for k, v in action.items()}
         values |= {"reward": reward, "is_first": is_first, "is_last": is_last, "is_terminal": is_terminal}
-        values |= {"deter": deter, "stoch": stoch}
+        tensors = {key: torch.as_tensor(value) for key, value in (values | {"deter": deter, "stoch": stoch}).items()}
         ring = self.records | self.latents
-        if values.keys() != ring.keys():
-            raise ValueError(f"replay.add takes {sorted(ring)}, got {sorted(values)}")
+        if tensors.keys() != ring.keys():
+            raise ValueError(f"replay.add takes {sorted(ring)}, got {sorted(tensors)}")
+        for key, value in tensors.items():
+            expected = (self.num_envs, *ring[key].shape[2:])
+            if value.shape != expected:
+                raise ValueError(f"replay.add: {key} must be {expected}, got {tuple(value.shape)}")
+        self.insert({key: value.to(self.cursor.device) for key, value in tensors.items() if key not in self.away})
+        self.count({key: tensors[key] for key in self.away})
+
+    def insert(self, record: Mapping[str, Tensor]) -> None:
+        """The part of `add` that the learner's device does: (N, ...) per key, but for those that lie elsewhere."""
+        index = self._begin + self.cursor
+        for key, ring in (self.records | self.latents).items():
+            if key in self.away:
+                continue
+            ring.flatten(0, 1).index_copy_(0, index, record[key].to(ring.dtype))
+        self.cursor.add_(1).remainder_(self.rows)
+
+    def count(self, away: Mapping[str, Tensor]) -> None:
+        """The part of `add` that the host does: counts the record and stores what lies with it, (N, ...) per key."""
         row = self.length % self.rows
-        for key, value in values.items():
-            target = ring[key][:, row]
-            if target.shape != value.shape:
-                raise ValueError(f"replay.add: {key} must be {tuple(target.shape)}, got {tuple(value.shape)}")
-            target.copy_(torch.as_tensor(value))
+        if self._pinning is not None:
+            self._pinning.reach(row)
+        for key in self.away:
+            self.records[key][:, row].copy_(away[key])
         self.length += 1
 
     def plan(self) -> Plan:
@@ -138,42 +164,23 @@ class Replay:
             self.served += 1
         return fresh
 
-    def gather(self, plan: Plan) -> Window:
-        """The planned windows. The tensors are staging buffers: the next call overwrites them.
+    def stage(self, plan: Plan) -> None:
+        """Makes a plan the one that `window` and `write_back` are about, without waiting for the device.
 
-        is_last is also set where the next record of the window begins an episode, so that abandoned episodes end.
         Raises ValueError if a window was overwritten since it was planned.
         """
         if plan.start.min() < self.length - self.rows:
             raise ValueError(f"replay: record {plan.start.min()} was planned but is overwritten already")
-        env, context = torch.from_numpy(plan.env), torch.from_numpy(plan.start)
-        out, trained = self._staging, context + 1
-        for key, ring in self.records.items():
-            start = context if key.startswith("action/") else trained
-            replay_gather(ring, env, start, self.batch_length, out[key])
-        for key, ring in self.latents.items():
-            replay_gather(ring, env, context, 1, out[key])
-        out["is_last"][:, :-1] |= out["is_first"][:, 1:]
-        state = State(out["deter"][:, 0], self._start_stoch.copy_(out["stoch"][:, 0]))
-        flags = out["is_first"], out["is_last"], out["is_terminal"]
-        return Window(Batch(_under(out, "obs/"), out["reward"], *flags), state, _under(out, "action/"))
+        self._windows.stage(plan)
+        self._files[1].changed(self._windows.trained_records(plan))
 
-    def write_back(self, plan: Plan, deter: Tensor, stoch: Tensor) -> None:
-        """Replaces the states of the trained records by fresh ones: deter (B, T, D), stoch (B, T, S) class indices.
+    def window(self) -> Window:
+        """The staged windows, in tensors that the next call overwrites."""
+        return self._windows.read()
 
-        Where windows overlap, the highest batch index wins, as in the official loop over the batch. The context record
-        keeps its state; records that are overwritten already are dropped.
-        """
-        record = plan.start[:, None] + np.arange(1, self.batch_length + 1)
-        index = (plan.env[:, None] * self.rows + record % self.rows).ravel()
-        kept = np.flatnonzero(record.ravel() >= self.length - self.rows)[::-1]
-        row, last = np.unique(index[kept], return_index=True)
-        self._files[1].changed(record)
-        source = torch.from_numpy(kept[last])
-        for key, value in {"deter": deter, "stoch": stoch}.items():
-            ring = self.latents[key].flatten(0, 1)
-            fresh = value.detach().to("cpu", ring.dtype).flatten(0, 1)
-            ring.index_copy_(0, torch.from_numpy(row), fresh.index_select(0, source))
+    def write_back(self, deter: Tensor, stoch: Tensor, keep: Tensor | None = None) -> None:
+        """Replaces the states of the staged windows' trained records, unless keep () bool is false; see `Windows`."""
+        self._windows.write_back(deter, stoch, keep)
 
     def save(self, folder: Path) -> dict[str, object]:
         """Writes every record that can still be sampled to `folder`; returns the index that `load` takes, JSON data.
@@ -205,6 +212,7 @@ class Replay:
         for files in self._files:
             files.load(folder, chunks, first, length)
         self.length, self.first, self.served = length, first, served
+        self.cursor.fill_(length % self.rows)
         self.noise.counter.fill_(plans)
 
     def _facts(self) -> dict[str, object]:

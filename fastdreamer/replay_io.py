@@ -100,7 +100,7 @@ class ChunkFiles:
     def _write(self, folder: Path, first: int, end: int) -> Chunk:
         temporary = folder / f".tmp-{os.getpid()}-{secrets.token_hex(4)}.safetensors"
         rows = self._rows(first, end)
-        save_file({key: ring[:, rows].contiguous() for key, ring in self.ring.items()}, temporary)
+        save_file({key: ring[:, rows].cpu().contiguous() for key, ring in self.ring.items()}, temporary)
         crc = crc32(temporary)
         chunk = Chunk(f"{self.kind}-{first:010}-{crc:08x}.safetensors", crc, first, end)
         os.rename(temporary, folder / chunk.name)  # so a file of this name is there as a whole or not at all

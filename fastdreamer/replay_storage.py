@@ -31,22 +31,14 @@ class Field(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def allocate(fields: dict[str, Field], lead: tuple[int, ...], device: str = "cpu") -> dict[str, Tensor]:
-    """One tensor (*lead, *shape) per field: the one place that decides where replay lives.
+def allocate(fields: dict[str, Field], lead: tuple[int, ...], device: torch.device) -> dict[str, Tensor]:
+    """One tensor (*lead, *shape) per field.
 
-    The memory is not touched, so the system commits it only as rows are written.
+    Host memory is not touched, so the system commits it only as rows are written. On a GPU it is zero: a graph may be
+    captured, and so be run, before there is a record.
     """
-    return {key: torch.empty(*lead, *field.shape, dtype=field.dtype, device=device) for key, field in fields.items()}
-
-
-def check_memory(fields: dict[str, Field], rows: int, capacity: int, num_envs: int) -> None:
-    """Raises ValueError if this many rows of these fields are more than the memory that is available now."""
-    need, have = rows * sum(field.bytes for field in fields.values()), available_memory()
-    if need > have:
-        raise ValueError(
-            f"replay.capacity: {capacity} windows of {num_envs} environments need {need / 1e9:.1f} GB of memory,"
-            f" but {have / 1e9:.1f} GB are available"
-        )
+    make = torch.empty if device.type == "cpu" else torch.zeros
+    return {key: make(*lead, *field.shape, dtype=field.dtype, device=device) for key, field in fields.items()}
 
 
 def available_memory() -> int:

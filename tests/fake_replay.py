@@ -126,6 +126,12 @@ def pairs(plan: Plan) -> list[tuple[int, int]]:
     return list(zip(plan.env.tolist(), plan.start.tolist(), strict=True))
 
 
+def gather(ring: Replay, plan: Plan) -> Window:
+    """The planned windows of a ring."""
+    ring.stage(plan)
+    return ring.window()
+
+
 def flatten(window: Window) -> dict[str, Tensor]:
     """Copies of every tensor of a window, named as `ListReplay.gather` names them."""
     batch, out = window.batch, {f"obs/{key}": value for key, value in window.batch.obs.items()}
@@ -164,10 +170,10 @@ def drive(
     assert pairs(plans[0])[: len(online)] == online
     assert set(pairs(plans[0])) <= set(lists.windows)
     grow(delay)
-    for ring, plan in zip(rings, plans, strict=True):
-        if plan.start.min() >= ring.length - ring.rows:
-            assert_equal(flatten(ring.gather(plan)), lists.gather(plan))
+    if any(plans[0].start.min() < ring.length - ring.rows for ring in rings):
+        return
     state = make_latents(rng, (lists.batch_size, lists.batch_length), dtype)
-    lists.write_back(plans[0], **state)
     for ring, plan in zip(rings, plans, strict=True):
-        ring.write_back(plan, **state)
+        assert_equal(flatten(gather(ring, plan)), lists.gather(plan))
+        ring.write_back(**state)
+    lists.write_back(plans[0], **state)

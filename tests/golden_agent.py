@@ -79,7 +79,6 @@ class Recorded(NamedTuple):
     """A batch in the ring, and the window that the ring makes of it."""
 
     replay: Replay
-    plan: Plan
     window: Window
 
 
@@ -111,7 +110,8 @@ def record(batch: dict[str, Tensor], obs: Spaces, act: Spaces) -> Recorded:
         action = {key: batch[key][:, t] for key in act}
         replay.add(values, reward, first, last, terminal, action, batch["dyn/deter"][:, t], index[:, t])
     plan = Plan(np.arange(rows), np.zeros(rows, dtype=np.int64), 0)
-    return Recorded(replay, plan, replay.gather(plan))
+    replay.stage(plan)
+    return Recorded(replay, replay.window())
 
 
 def official_name(loss: str) -> str:

@@ -77,9 +77,9 @@ def test_dream(golden: Golden, case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_fresh_states_replace_the_trained_records(golden: Golden, case: str) -> None:
     setup = Case(golden, case)
-    replay, plan, window = setup.window(0)
+    replay, window = setup.window(0)
     states = setup.agent.loss(window.batch, window.start, window.prev_action, setup.noise(window)).states
-    replay.write_back(plan, *states)
+    replay.write_back(*states)
     deter, stoch = (replay.latents[key][:, : replay.length] for key in ("deter", "stoch"))
     latent = onehot(stoch.int(), setup.agent.world.dyn.dims.classes)
     setup.outputs.compare("replay_update:dyn/deter", deter[:, 1:], FORWARD)

@@ -10,10 +10,11 @@ from golden_arrays import EXACT, FORWARD, Golden
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastdreamer.env import Env, Step, mask_action
+from fastdreamer.env import Env, Step
 from fastdreamer.env_step import AnySpace, Arrays, Raw
 from fastdreamer.replay import Plan, Replay
 from fastdreamer.spaces import Space
+from fastdreamer.steps import mask_action
 
 TRACE = "driver_replay_trace.json"
 Record = dict[str, Any]
@@ -88,7 +89,8 @@ class Drive:
             step = env.recv()
             action = {"action": (step.obs["x"] % 7 + 1).astype(np.int32)}
             env.send(action)
-            self.store(step, mask_action(action, step.is_last))
+            masked = mask_action({"action": torch.from_numpy(action["action"])}, torch.from_numpy(step.is_last))
+            self.store(step, {"action": masked["action"].numpy()})
 
     def store(self, step: Step, action: Arrays) -> None:
         deter = np.repeat(step.obs["x"][:, None], self.replay.latents["deter"].shape[-1], 1)
@@ -139,7 +141,8 @@ def test_served_windows(golden: Golden) -> None:
     drive = Drive(golden)
     samples = golden.read_json(TRACE, "online_samples")
     plan = drive.replay.plan()
-    batch, start, prev_action = drive.replay.gather(plan)
+    drive.replay.stage(plan)
+    batch, start, prev_action = drive.replay.window()
     record = torch.from_numpy(plan.start[:, None] + np.arange(drive.length))
     golden.compare(f"{TRACE}: t", record, column(samples, "t"), EXACT)
     golden.compare(f"{TRACE}: worker", torch.from_numpy(plan.env), column(samples, "worker"), EXACT)
@@ -166,7 +169,8 @@ def test_fresh_latents_replace_those_of_trained_records(golden: Golden) -> None:
     plan = drive.replay.plan()
     rows, steps = drive.replay.batch_size, drive.replay.batch_length
     fresh = -torch.arange(1.0, rows + 1)[:, None, None].expand(-1, steps, drive.replay.latents["deter"].shape[-1])
-    drive.replay.write_back(plan, fresh, torch.zeros(rows, steps, 1, dtype=torch.int32))
+    drive.replay.stage(plan)
+    drive.replay.write_back(fresh, torch.zeros(rows, steps, 1, dtype=torch.int32))
     numbers = torch.tensor([item["item"] for item in items])
     golden.compare(f"{TRACE}: items", numbers, torch.arange(drive.replay.windows), EXACT)
     index = column(items, "start")[:, None] + torch.arange(drive.length)
@@ -185,6 +189,7 @@ def test_flags_of_abandoned_episodes(golden: Golden) -> None:
     for first, last in zip(flags["is_first_in"].T, flags["is_last_in"].T, strict=True):
         zero = torch.zeros(rows)
         replay.add({}, zero, first, last, first & last, {}, zero[:, None], zero[:, None])
-    batch = replay.gather(Plan(np.arange(rows), np.zeros(rows, np.int64), 0)).batch
+    replay.stage(Plan(np.arange(rows), np.zeros(rows, np.int64), 0))
+    batch = replay.window().batch
     golden.compare(f"{TRACE}: is_first", batch.is_first, flags["is_first_out"][:, 1:], EXACT)
     golden.compare(f"{TRACE}: is_last", batch.is_last, flags["is_last_out"][:, 1:], EXACT)

@@ -6,7 +6,19 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from fake_replay import DETER, STOCH, ListReplay, add, assert_equal, drive, flatten, make_record, make_ring, pairs
+from fake_replay import (
+    DETER,
+    STOCH,
+    ListReplay,
+    add,
+    assert_equal,
+    drive,
+    flatten,
+    gather,
+    make_record,
+    make_ring,
+    pairs,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -135,30 +147,25 @@ def test_overlapping_windows_keep_the_states_of_the_highest_batch_index() -> Non
     plan = Plan(env=np.array([0, 0, 0]), start=np.array([4, 2, 4]), online=0)
     deter = torch.arange(12.0).view(3, 4, 1).expand(3, 4, DETER)
     stoch = torch.arange(100, 112, dtype=torch.int32).view(3, 4, 1).expand(3, 4, STOCH)
-    ring.write_back(plan, deter, stoch)
+    ring.stage(plan)
+    ring.write_back(deter, stoch)
     assert ring.latents["deter"][0, 3:9, 0].tolist() == [4.0, 5.0, 8.0, 9.0, 10.0, 11.0]
     assert ring.latents["stoch"][0, 3:9, -1].tolist() == [104, 105, 108, 109, 110, 111]
     untouched = [0, 1, 2, 9, 10, 11]
     assert torch.equal(ring.latents["deter"][0, untouched], before[untouched])
 
 
-def test_a_window_that_was_overwritten_is_refused_and_its_states_are_dropped() -> None:
+def test_a_window_that_was_overwritten_is_refused() -> None:
     ring, rng = make_ring(num_envs=1, capacity=3, batch_size=2, batch_length=4), np.random.default_rng(0)
     for _ in range(5):
         add(ring, make_record(rng, 1))
     plan = ring.plan()
     assert ring.rows == 3 + 4 + 10 + 1  # a multiple of three
     while ring.length <= ring.rows:
-        ring.gather(plan)
+        ring.stage(plan)
         add(ring, make_record(rng, 1))
     with pytest.raises(ValueError, match=r"^replay: record 0 was planned but is overwritten already$"):
-        ring.gather(plan)
-    for _ in range(2):
-        add(ring, make_record(rng, 1))
-    before = ring.latents["deter"].clone()
-    ring.write_back(plan, torch.full((2, 4, DETER), 9.0), torch.zeros(2, 4, STOCH, dtype=torch.int32))
-    assert torch.equal(ring.latents["deter"][0, :3], before[0, :3])  # records 18, 19 and 20 by now
-    assert ring.latents["deter"][0, 3:5].eq(9.0).all()
+        ring.stage(plan)
 
 
 def test_a_planned_window_outlives_the_margin() -> None:
@@ -173,7 +180,7 @@ def test_a_planned_window_outlives_the_margin() -> None:
         record = make_record(rng, 2)
         add(ring, record)
         lists.add(record)
-    assert_equal(flatten(ring.gather(plan)), lists.gather(plan))
+    assert_equal(flatten(gather(ring, plan)), lists.gather(plan))
 
 
 def test_bfloat16_states_come_back_bit_by_bit() -> None:
@@ -185,8 +192,8 @@ def test_bfloat16_states_come_back_bit_by_bit() -> None:
         for record in records:
             add(ring, record)
         plan = Plan(np.array([0]), np.array([ring.length - 5]), 0)
-        assert torch.equal(ring.gather(plan).start.deter[0].view(torch.int16), five[0].view(torch.int16))
-        ring.write_back(plan, five[None, 1:], torch.zeros(1, 4, STOCH, dtype=torch.int32))
+        assert torch.equal(gather(ring, plan).start.deter[0].view(torch.int16), five[0].view(torch.int16))
+        ring.write_back(five[None, 1:], torch.zeros(1, 4, STOCH, dtype=torch.int32))
         rows = np.arange(ring.length - 4, ring.length) % ring.rows
         assert torch.equal(ring.latents["deter"][0, rows].view(torch.int16), five[1:].view(torch.int16))
 
@@ -195,7 +202,7 @@ def test_gather_fills_the_same_buffers_again() -> None:
     ring, rng = make_ring(), np.random.default_rng(0)
     for _ in range(30):
         add(ring, make_record(rng, 2))
-    first, second = (ring.gather(ring.plan()) for _ in range(2))
+    first, second = (gather(ring, ring.plan()) for _ in range(2))
     assert first.batch.obs["image"].data_ptr() == second.batch.obs["image"].data_ptr()
     assert first.start.stoch.data_ptr() == second.start.stoch.data_ptr()
 

@@ -16,6 +16,7 @@ from fake_replay import (
     drive,
     filled,
     flatten,
+    gather,
     make_latents,
     make_record,
     make_ring,
@@ -155,7 +156,8 @@ def test_records_are_written_once_and_states_when_they_changed(tmp_path: Path) -
     for _ in range(3):
         add(ring, make_record(rng, 2))
     state = make_latents(rng, (1, 4), torch.float32)
-    ring.write_back(Plan(np.array([1]), np.array([3]), 0), **state)  # records 4..7: the second file and the third
+    ring.stage(Plan(np.array([1]), np.array([3]), 0))
+    ring.write_back(**state)  # records 4..7: the second file and the third
     index = ring.save(tmp_path)
     new = files(tmp_path)
     assert {name: new[name] for name in old} == old
@@ -230,7 +232,7 @@ def test_a_save_that_fails_can_be_repeated(tmp_path: Path, monkeypatch: pytest.M
     loaded.load(tmp_path, index)
     plans = ring.plan(), loaded.plan()
     assert pairs(plans[0]) == pairs(plans[1])
-    assert_equal(flatten(loaded.gather(plans[1])), flatten(ring.gather(plans[0])))
+    assert_equal(flatten(gather(loaded, plans[1])), flatten(gather(ring, plans[0])))
 
 
 def test_the_length_of_a_file_depends_on_the_number_of_environments_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,5 +90,5 @@ def test_every_field_has_the_type_of_its_space() -> None:
     fields = [Field.of(space) for space in spaces]
     assert fields == [((2, 3, 1), torch.uint8), ((4,), torch.float32), ((5,), torch.int32)]
     assert [field.bytes for field in fields] == [6, 16, 20]
-    tensor = allocate({"a": fields[0]}, (7, 8))["a"]
+    tensor = allocate({"a": fields[0]}, (7, 8), torch.device("cpu"))["a"]
     assert (tensor.shape, tensor.dtype) == ((7, 8, 2, 3, 1), torch.uint8)
