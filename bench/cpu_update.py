@@ -23,9 +23,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
-from bench.workload import Learner, Task
+from bench.workload import Task, make_config, make_learner, parameters
 from fastdreamer import cpu
 from fastdreamer.config import Size
+from fastdreamer.learner import Learner
 from fastdreamer_kernels import report
 
 DEFAULT_SIZE: dict[Task, Size] = {"vector": "size1m", "image": "size12m"}
@@ -45,7 +46,7 @@ def run(learner: Learner, backend: str, updates: int) -> Cost:
     os.environ["FASTDREAMER_KERNELS"] = backend
     cpu, wall = time.process_time(), time.perf_counter()
     for _ in range(updates):
-        learner.update()
+        learner.launch(1)
     scale = 1000 / updates
     return Cost((time.process_time() - cpu) * scale, (time.perf_counter() - wall) * scale)
 
@@ -107,10 +108,10 @@ def serve(task: Task, size: Size, threads: int, backend: str) -> None:
     torch.set_num_threads(threads)
     cpu.keep_memory()  # as the training loop does
     cpu.pick_matmul()
-    learner = Learner(task, size)
+    learner = make_learner(make_config(size, device="cpu"), task)
     gc.freeze()
     run(learner, backend, WARMUP)
-    print(json.dumps({"ready": True, "params": learner.parameters}), flush=True)
+    print(json.dumps({"ready": True, "params": parameters(learner)}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         if request.get("quit"):

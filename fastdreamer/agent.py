@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from fastdreamer.batch import Batch, State
 from fastdreamer.behavior import Behavior, Dream
 from fastdreamer.config import LossConfig, ModelConfig
-from fastdreamer.nets import initialize
+from fastdreamer.nets import Kernel, initialize
 from fastdreamer.noise import Noise
 from fastdreamer.spaces import Spaces
 from fastdreamer.world_model import WorldModel
+from fastdreamer_kernels.functional import Projection
 from fastdreamer_kernels.policy import sample_action
 
 LOSS_SCALES = {"rew": 1.0, "con": 1.0, "dyn": 1.0, "rep": 0.1, "policy": 1.0, "value": 1.0, "repval": 0.3}
@@ -65,7 +66,9 @@ class Agent(nn.Module):
 
     def __init__(self, obs: Spaces, act: Spaces, model: ModelConfig, loss: LossConfig, dtype: torch.dtype) -> None:
         super().__init__()
-        self.config, self.dtype = loss, dtype
+        self.config, self.model, self.dtype = loss, model, dtype
+        self.halves: dict[str, Tensor] = {}
+        """bfloat16 copies of the trained parameters by their name here, where `add_halves` was called."""
         self.world = WorldModel(obs, act, model, loss)
         self.behavior = Behavior(self.world.dyn.width, act, model, loss)
 
@@ -83,6 +86,45 @@ class Agent(nn.Module):
         behavior = self.behavior
         slow = behavior.slowval.named_parameters(prefix="behavior.val")
         return {official_name(name): param for name, param in slow}
+
+    def add_halves(self) -> list[Tensor]:
+        """Copies of the trained parameters in bfloat16, which are computed with from now on instead of fresh casts.
+
+        In the order of `official_parameters`. Whoever changes a parameter must renew its copy.
+        """
+        trained = {name: param for name, param in self.named_parameters() if param.requires_grad}
+        self.halves = {name: param.detach().to(torch.bfloat16) for name, param in trained.items()}
+        for name, module in self.named_modules():
+            if isinstance(module, Kernel) and f"{name}.kernel" in self.halves:
+                module.halves = Projection(self.halves[f"{name}.kernel"], self.halves[f"{name}.bias"])
+        return list(self.halves.values())
+
+    @torch.no_grad()
+    def renew_halves(self) -> None:
+        """Copies every parameter that has a half."""
+        for name, half in self.halves.items():
+            half.copy_(self.get_parameter(name))
+
+    def compile_parts(self, backend: str = "inductor") -> None:
+        """Compiles what has no loop over time in it: encoder, decoder, heads and losses. Never a sequence op."""
+        for owner, names in (
+            (self.world, ("encode", "predict", "reward", "cont")),
+            (self.behavior, ("dream_losses", "replay_loss")),
+        ):
+            for name in names:
+                part = torch.compile(getattr(owner, name), fullgraph=True, dynamic=False, backend=backend)
+                setattr(owner, name, part)
+
+    def acting(self) -> "Agent":
+        """An agent that can only `act`, without weights yet: kernels in the compute dtype, the rest as here."""
+        acting = Agent(self.world.obs, self.world.act, self.model, self.config, self.dtype)
+        for owner, parts in ((acting.world, ("dec", "rew", "con")), (acting.behavior, ("val", "slowval", "retnorm"))):
+            for part in parts:
+                owner._modules.pop(part, None)
+        for module in acting.modules():
+            if isinstance(module, Kernel):
+                module.to(self.dtype)
+        return acting.requires_grad_(False).to(next(self.parameters()).device)
 
     def loss(self, batch: Batch, start: State, prev_action: dict[str, Tensor], noise: UpdateNoise) -> LossOutput:
         """One training step: learn the world from the batch, dream from each of its states, learn to act there.

@@ -40,18 +40,19 @@ class ReturnNormalizer(nn.Module):
 
     lo: Tensor
     hi: Tensor
+    points: Tensor
 
     def __init__(self, enabled: bool) -> None:
         super().__init__()
         self.enabled = enabled
+        self.register_buffer("points", torch.tensor(RETURN_PERCENTILES), persistent=False)
         self.register_buffer("lo", torch.zeros(()))
         self.register_buffer("hi", torch.zeros(()))
 
     @torch.no_grad()
     def update(self, returns: Tensor) -> None:
         """Mixes in the percentiles of this batch; the statistics start at 0 and are not debiased."""
-        points = torch.tensor(RETURN_PERCENTILES, device=returns.device)
-        lo, hi = torch.quantile(returns.flatten(), points)
+        lo, hi = torch.quantile(returns.flatten(), self.points)
         self.lo.lerp_(lo, RETURN_RATE)
         self.hi.lerp_(hi, RETURN_RATE)
 

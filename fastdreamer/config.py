@@ -152,6 +152,9 @@ class ReplayConfig:
     """Windows per update."""
     batch_length: int = 64
     """Trained steps per window."""
+    placement: Literal["auto", "device", "pinned", "host"] = "auto"
+    """Where observations live: with the learner on the GPU, in page-locked or in plain host memory; auto decides and
+    says why."""
 
     def __post_init__(self) -> None:
         _check(self.capacity >= 1, "replay.capacity", "at least 1 window", self.capacity)
@@ -177,6 +180,11 @@ class RunConfig:
     """Replayed steps per agent step."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU where there is one."""
+    schedule: Literal["auto", "sync", "pipeline"] = "auto"
+    """sync: the policy waits for the updates that are due; pipeline: updates run while environments step, and the
+    policy's weights are one launch old. auto: pipeline on a GPU."""
+    compile: bool = False
+    """torch.compile for encoder, decoder, heads and losses; takes a minute or more at the start."""
     threads: int = 0
     """Threads of torch on the CPU; 0 leaves the choice to torch."""
     log_every: float = 10.0

@@ -21,10 +21,10 @@ from fastdreamer.env_action import ActionCodec
 from fastdreamer.env_envpool import EnvPoolBackend
 from fastdreamer.env_gym import GymBackend
 from fastdreamer.env_observation import ObservationCodec
-from fastdreamer.env_step import Arrays, Backend, EnvError, Options, Step, Stream, mask_action
+from fastdreamer.env_step import Arrays, Backend, EnvError, Options, Step, Stream
 from fastdreamer.spaces import Spaces
 
-__all__ = ["Env", "EnvError", "Step", "make_env", "mask_action"]
+__all__ = ["Env", "EnvError", "Step", "make_env"]
 
 
 class Env:

@@ -99,17 +99,6 @@ class Stream:
         return reward, is_first, is_last, ended & is_last
 
 
-def mask_action(action: Arrays, is_last: Flags) -> Arrays:
-    """The action that is stored: zeros where the record is the last of its episode and no action was executed.
-
-    action: name -> (N, ...); is_last: (N,). Returns new arrays of the same dtypes.
-    """
-    return {
-        key: np.where(is_last.reshape(-1, *[1] * (value.ndim - 1)), value.dtype.type(0), value)
-        for key, value in action.items()
-    }
-
-
 def require_finite(name: str, value: AnyArray) -> None:
     """Raises EnvError naming the environment whose row of `value` (N, ...) holds NaN or infinity."""
     finite = np.isfinite(value)

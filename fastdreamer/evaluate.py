@@ -34,7 +34,7 @@ def evaluate(agent: Agent, config: Config, stopped: Callable[[], bool]) -> list[
                     scores.append(episode.score)
             if not any(quota):
                 break
-            env.send(act(step.obs, step.is_first)[0])
+            env.send(act(step))
         return scores
     finally:
         env.close()

@@ -18,12 +18,15 @@ from fastdreamer_kernels.policy import ActionKey, Policy
 class ScalarHead(nn.Module):
     """Predicts one number per feature: symexp two-hot (255 logits) or the mean of a unit normal; zero at the start."""
 
+    bins: Tensor
+
     def __init__(self, inputs: int, units: int, layers: int, kind: Literal["twohot", "normal"]) -> None:
         super().__init__()
         self.kind = kind
         self.mlp = MLP(inputs, units, layers)
         outputs = {"logits": BINS} if kind == "twohot" else {"mean": 1}
         self.head = Named({name: Linear(units, width, outscale=0.0) for name, width in outputs.items()})
+        self.register_buffer("bins", twohot_bins(torch.device("cpu")), persistent=False)
 
     def forward(self, feat: Tensor) -> Tensor:
         """(..., F) -> (..., 255) logits or (..., 1) mean."""
@@ -39,12 +42,12 @@ class ScalarHead(nn.Module):
 
     def mean(self, out: Tensor) -> Tensor:
         """Output of `forward` -> prediction (...) float32, without gradient."""
-        return twohot_mean(out, twohot_bins(out.device)) if self.kind == "twohot" else out[..., 0].detach().float()
+        return twohot_mean(out, self.bins) if self.kind == "twohot" else out[..., 0].detach().float()
 
     def loss(self, out: Tensor, *targets: Tensor) -> Tensor:
         """Negative log-likelihood of each target (...), summed over targets: (...) float32. Targets get no gradient."""
         if self.kind == "twohot":
-            return twohot_loss(out, twohot_bins(out.device), *targets)
+            return twohot_loss(out, self.bins, *targets)
         return normal_loss(out, *targets)
 
 

@@ -18,25 +18,26 @@ logger = logging.getLogger(__name__)
 CONSOLE_LOSSES = {"rec": "loss/rec/", "dyn": "loss/dyn", "pol": "loss/policy", "val": "loss/value"}
 """Console label -> the metric it shows; one that ends in / is the sum over its keys."""
 
+HostSums = dict[str, list[float]]
+DeviceSums = list[tuple[tuple[str, ...], Tensor]]
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 Record = dict[str, Json]
 
 
 class _Sum:
-    """Running float64 sum of one fixed tuple of names, and how often it was added to."""
+    """Float64 sums of one fixed tuple of names, and last how often they were added; the tensor never moves."""
 
-    def __init__(self, first: Tensor) -> None:
-        self.total, self.count = first.double(), 1
-
-    def add(self, values: Tensor) -> None:
-        self.total += values
-        self.count += 1
+    def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
+        self.names = names
+        self.total = torch.zeros(len(names) + 1, dtype=torch.float64, device=device)
+        self.one = torch.ones((), device=device)
 
 
 class Metrics:
     """Means of named values between two flushes. Names may come and go from one `add` to the next.
 
-    Tensors are summed where they live, in float64 and without a host sync: two kernels per `add`, however many names.
+    Tensors are summed where they live, in float64 and without a host sync: a few kernels per `add`, however many names.
+    From the second `add` of the same names on it can be part of a CUDA graph.
     """
 
     def __init__(self) -> None:
@@ -44,10 +45,11 @@ class Metrics:
         self._host: dict[str, list[float]] = {}
 
     @torch.no_grad()
-    def add(self, values: Mapping[str, Tensor | float]) -> None:
+    def add(self, values: Mapping[str, Tensor | float], valid: Tensor | None = None) -> None:
         """Adds one observation of each name: 0-d tensors, all on one device, or plain numbers.
 
-        The tensors may be overwritten once this returns. Raises ValueError for a tensor that is not 0-d.
+        valid () bool: false leaves the tensors out. They may be overwritten once this returns. Raises ValueError for a
+        tensor that is not 0-d.
         """
         tensors: dict[str, Tensor] = {}
         for name, value in values.items():
@@ -58,28 +60,52 @@ class Metrics:
             else:  # stacking int64 or bfloat16 with others would round it
                 tensors[name] = value if value.dtype == torch.float32 else value.double()
         if tensors:
-            names, stacked = tuple(tensors), torch.stack(list(tensors.values()))
-            if names in self._device:
-                self._device[names].add(stacked)
-            else:
-                self._device[names] = _Sum(stacked)
+            names, first = tuple(tensors), next(iter(tensors.values()))
+            if names not in self._device:
+                self._device[names] = _Sum(names, first.device)
+            group = self._device[names]
+            stacked = torch.stack([*tensors.values(), group.one])
+            group.total.add_(stacked if valid is None else torch.where(valid, stacked, 0.0))
+
+    def take_host(self) -> HostSums:
+        """The plain numbers since the last time; starts over with them."""
+        taken, self._host = self._host, {}
+        return taken
+
+    def take_device(self) -> DeviceSums:
+        """The sums of tensors since the last time, on their way to the host in the order of the current stream."""
+        taken = [(group.names, fetch(group.total)) for group in self._device.values()]
+        for group in self._device.values():
+            group.total.zero_()
+        return taken
 
     def flush(self) -> dict[str, float]:
-        """The mean of every name added since the last flush, then starts over. One transfer, one sync.
+        """The mean of every name added since the last flush, then starts over; waits for the device.
 
         A mean is not finite where one of its values was not.
         """
-        totals = {name: sum(values) for name, values in self._host.items()}
-        counts = {name: len(values) for name, values in self._host.items()}
-        if self._device:
-            fetched = iter(torch.cat([group.total for group in self._device.values()]).tolist())
-            for names, group in self._device.items():
-                for name in names:
-                    totals[name] = totals.get(name, 0.0) + next(fetched)
-                    counts[name] = counts.get(name, 0) + group.count
-        self._device.clear()
-        self._host.clear()
-        return {name: total / counts[name] for name, total in totals.items()}
+        device = self.take_device()
+        if torch.cuda.is_initialized():
+            torch.cuda.current_stream().synchronize()
+        return means(self.take_host(), device)
+
+
+def means(host: HostSums, device: DeviceSums) -> dict[str, float]:
+    """The mean of every name that was added; once the stream has come to what was taken of the device."""
+    totals = {name: sum(values) for name, values in host.items()}
+    counts: dict[str, float] = {name: len(values) for name, values in host.items()}
+    for names, sums in device:
+        *values, count = sums.tolist()
+        for name, total in zip(names, values, strict=True):
+            totals[name], counts[name] = totals.get(name, 0.0) + total, counts.get(name, 0) + count
+    return {name: total / counts[name] for name, total in totals.items() if counts[name]}
+
+
+def fetch(tensor: Tensor) -> Tensor:
+    """A copy on the host, of a CUDA tensor one that arrives in the order of the current stream."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu().clone()
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 class JsonlWriter:

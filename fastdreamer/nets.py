@@ -6,7 +6,7 @@ Images are (..., H, W, C) everywhere; kernels of convolutions are (out, in, 5, 5
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -28,17 +28,35 @@ PHASES = (
 M = TypeVar("M", bound=nn.Module)
 
 
+class Halves(torch.autograd.Function):
+    """bfloat16 copies of float32 parameters that are there already, in place of a cast; gradients are cast as usual."""
+
+    @staticmethod
+    def forward(ctx: Any, kernel: Tensor, bias: Tensor, half: Tensor, half_bias: Tensor) -> tuple[Tensor, Tensor]:
+        return half.view_as(half), half_bias.view_as(half_bias)
+
+    @staticmethod
+    def backward(ctx: Any, kernel: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        return kernel.float(), bias.float(), None, None
+
+
 class Kernel(nn.Module):
-    """A kernel and its bias, filled by `initialize`: std outscale / sqrt(fan_in), cut at two standard deviations."""
+    """A kernel and its bias, filled by `initialize`: std outscale / sqrt(fan_in), cut at two standard deviations.
+
+    halves: bfloat16 copies of both, where the optimizer keeps such.
+    """
 
     def __init__(self, shape: tuple[int, ...], units: int, fan_in: int, outscale: float = 1.0) -> None:
         super().__init__()
         self.kernel = nn.Parameter(torch.zeros(shape))
         self.bias = nn.Parameter(torch.zeros(units))
         self.std = outscale / math.sqrt(fan_in)
+        self.halves: Projection | None = None
 
     def weights(self, dtype: torch.dtype) -> Projection:
         """Kernel and bias in the compute dtype."""
+        if self.halves is not None and dtype == self.halves.kernel.dtype:
+            return Projection(*Halves.apply(self.kernel, self.bias, *self.halves))  # type: ignore[no-untyped-call]
         return Projection(self.kernel.to(dtype), self.bias.to(dtype))
 
 
@@ -82,8 +100,14 @@ class UpConv(Conv):
     convolution of the small image, whose kernel sums taps of the large one: 9 products instead of 25.
     """
 
+    fold: Tensor
+
+    def __init__(self, inputs: int, units: int) -> None:
+        super().__init__(inputs, units)
+        self.register_buffer("fold", torch.tensor(PHASES), persistent=False)
+
     def forward(self, x: Tensor) -> Tensor:
-        fold = torch.tensor(PHASES, device=x.device)
+        fold = self.fold
         kernel = torch.einsum("pay,qbx,oiyx->opqiab", fold, fold, self.kernel).flatten(0, 2).to(x.dtype)
         bias = self.bias.to(x.dtype).repeat_interleave(4)
         phases = F.conv2d(x.permute(0, 3, 1, 2), kernel.contiguous(memory_format=torch.channels_last), bias, padding=1)

@@ -102,9 +102,7 @@ class Pinning:
         if not self._register(begin, end - begin):
             self._refused = True
             locked = sum(self._ends) - sum(self._begins)
-            logger.warning(
-                "replay: the system locks only %.1f GB of memory; others are copied twice", locked / 1e9
-            )
+            logger.warning("replay: the system locks only %.1f GB of memory; others are copied twice", locked / 1e9)
             return
         with self._lock:
             at = bisect.bisect(self._begins, begin)

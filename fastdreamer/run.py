@@ -3,7 +3,6 @@
 import gc
 import json
 import logging
-import math
 import signal
 import time
 from dataclasses import replace
@@ -16,6 +15,7 @@ from fastdreamer import checkpoint
 from fastdreamer.config import Config
 from fastdreamer.env import EnvError
 from fastdreamer.evaluate import evaluate
+from fastdreamer.learner import Reading
 from fastdreamer.loop import Training
 from fastdreamer.metrics import JsonlWriter, console_line
 from fastdreamer.profiling import range_
@@ -94,6 +94,7 @@ class Run:
     def __init__(self, training: Training, folder: Path, writer: JsonlWriter, stop: Stop, started: float) -> None:
         self.training, self.folder, self.writer, self.stop, self.started = training, folder, writer, stop, started
         self.mark = self._read_mark()
+        self.reading: Reading | None = None
 
     def train(self) -> None:
         """Trains until the run is done or a signal comes, with its logs, evaluations and checkpoints, and saves."""
@@ -110,16 +111,23 @@ class Run:
                 self.writer.write({"step": training.env_steps, "episode/return": score})
             if progress.updates and progress.first_update_seconds is None:
                 self._note_first_update()
-            if log.due(progress.train_seconds):
+            if log.due(progress.train_seconds) and self.reading is None:
+                self.reading = training.learner.read_metrics()
+            if self.reading is not None and self.reading.ready():
                 self.log()
             if evaluation.due(training.env_steps) and not training.done:
                 self.evaluate()
             if save.due(progress.train_seconds):
                 training.save(self.folder)
-        self.log()
+        if self.reading is not None:
+            self.log()
+        if self._read_mark() != self.mark:
+            self.reading = training.learner.read_metrics()
+            self.log()
         training.save(self.folder)
 
     def _note_first_update(self) -> None:
+        self.training.learner.drain()
         seconds, progress = time.perf_counter() - self.started, self.training.progress
         progress.first_update_seconds = seconds
         filling = progress.train_seconds - progress.update_seconds
@@ -133,14 +141,15 @@ class Run:
         return self.training.progress.train_seconds, self.training.env_steps, self.training.progress.updates
 
     def log(self) -> None:
-        """Writes what happened since the last log to the console and metrics.jsonl.
+        """Writes what happened since the last log, with the metrics that were read, to the console and metrics.jsonl.
 
-        Raises ValueError where the loss was not finite: no parameter is either, from then on.
+        Raises ValueError where no update was finite: nothing is learned any more.
         """
+        assert self.reading is not None
         with range_("log"):
             now = self._read_mark()
             seconds, steps, updates = (late - early for late, early in zip(now, self.mark, strict=True))
-            metrics = self.training.metrics.flush()
+            metrics, self.reading = self.reading.means(), None
             record = {
                 "step": now[1],
                 "frame": now[1] * self.training.env.action_repeat,
@@ -155,13 +164,15 @@ class Run:
             self.writer.write(record)
             logger.info("%s", console_line(record))
             self.mark = now
-        loss = metrics.get("opt/loss", 0.0)
-        if not math.isfinite(loss):
-            raise ValueError(f"the loss is {loss} by update {now[2]}: training has diverged; try a smaller optim.lr")
+        if metrics.get("opt/skipped") == 1:
+            raise ValueError(
+                f"no gradient of the updates up to {now[2]} is finite: training has diverged; try a smaller optim.lr"
+            )
 
     def evaluate(self) -> float | None:
         """Plays the evaluation episodes; their mean return, None where none are asked for or a signal came first."""
-        scores = evaluate(self.training.agent, self.training.config, self.stop.requested)
+        self.training.learner.drain()
+        scores = evaluate(self.training.learner.agent, self.training.config, self.stop.requested)
         if self.stop.requested() or not scores:
             return None
         mean = sum(scores) / len(scores)

@@ -42,30 +42,41 @@ class WorldModel(nn.Module):
         if loss.use_cont:
             self.con = ContinueHead(self.dyn.width, dims.units)
 
+    def encode(self, obs: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """Tokens (B, T, E) of observations (B, T, ...)."""
+        tokens: Tensor = self.enc(obs, dtype)
+        return tokens
+
     def observe(
         self, obs: dict[str, Tensor], start: State, prev_action: dict[str, Tensor], is_first: Tensor, uniform: Tensor
     ) -> tuple[State, Tensor, Tensor]:
         """States (B, T, ...), one-hot latents (B, T, S*K), posterior logits; computes in the dtype of the start."""
-        embed = self.enc(obs, start.deter.dtype)
+        embed = self.encode(obs, start.deter.dtype)
         actions = concat_vectors(prev_action, self.act, 2, squish=False)
         return self.dyn.observe(start, embed, actions, is_first, uniform)
 
     def loss(self, batch: Batch, start: State, prev_action: dict[str, Tensor], uniform: Tensor) -> WorldOutput:
         """Losses rec (per key), rew, con, dyn, rep. uniform: (B, T, S) in [0, 1)."""
         state, latent, post = self.observe(batch.obs, start, prev_action, batch.is_first, uniform)
+        losses, feat, metrics = self.predict(batch, state.deter, latent, post)
+        return WorldOutput(losses, feat, State(state.deter.detach(), state.stoch), metrics)
+
+    def predict(
+        self, batch: Batch, deter: Tensor, latent: Tensor, post: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
+        """Losses (B, T) of what is predicted from the states, their features (B, T, F), and metrics."""
         dyn, rep, post_entropy, prior_entropy = unimix_kl(
-            post, self.dyn.prior(state.deter), self.dyn.unimix, self.config.free_nats
+            post, self.dyn.prior(deter), self.dyn.unimix, self.config.free_nats
         )
-        feat = torch.cat([state.deter, latent], -1)
+        feat = torch.cat([deter, latent], -1)
         losses = {"dyn": dyn, "rep": rep, "rew": self.rew.loss(self.rew(feat), batch.reward)}
         if self.config.use_cont:
             target = (~batch.is_terminal).float() * (1 - 1 / self.config.discount_horizon)
             losses["con"] = binary_loss(self.con(feat), target)
         if self.config.decoder:
-            for key, prediction in self.dec(state.deter, latent).items():
+            for key, prediction in self.dec(deter, latent).items():
                 losses[f"rec/{key}"] = reconstruction_loss(prediction, batch.obs[key], self.obs[key])
-        metrics = {"dyn_ent": prior_entropy.mean(), "rep_ent": post_entropy.mean()}
-        return WorldOutput(losses, feat, State(state.deter.detach(), state.stoch), metrics)
+        return losses, feat, {"dyn_ent": prior_entropy.mean(), "rep_ent": post_entropy.mean()}
 
     def reward(self, states: State) -> Tensor:
         """Predicted reward (...) float32 of states without gradient."""

@@ -2,14 +2,16 @@
 
 from mutations import Mutation
 
-NOISE, SCHEDULE, REPLAY, STEP, ACTION, EPISODES, STEPS, LOOP = (
+NOISE, SCHEDULE, REPLAY, WINDOWS, STEP, ACTION, EPISODES, STEPS, LEARNER, LOOP = (
     f"fastdreamer/{name}.py"
-    for name in ("noise", "schedule", "replay", "env_step", "env_action", "episodes", "steps", "loop")
-)
+    for name in (
+        "noise", "schedule", "replay", "replay_window", "env_step", "env_action", "episodes", "steps", "learner", "loop",
+    )
+)  # fmt: skip
 PHILOX = "kernels/fastdreamer_kernels/philox/reference.py"
 
 STREAM = "test_env.py::test_stream_follows_two_episodes"
-MASK = "test_env.py::test_mask_action_zeroes_rows_without_an_action"
+MASK = "test_steps.py::test_mask_action_zeroes_rows_without_an_action"
 BOUNDS = "test_env_action.py::test_rounding_does_not_leave_float64_bounds"
 KINDS = "test_env_spaces.py::test_every_action_kind"
 RANGE = "test_replay.py::test_the_newest_windows_of_all_environments_can_be_sampled"
@@ -23,7 +25,10 @@ ANSWERS = "test_noise.py::test_philox_gives_the_published_answers"
 PLACES = "test_noise.py::test_a_word_is_a_function_of_seed_stream_rank_counter_and_place"
 MADE = "test_noise.py::test_uniforms_and_normals_are_made_of_the_words"
 SCORES = "test_episodes.py::test_scores_and_lengths_of_two_environments"
-ACTED = "test_steps.py::test_an_action_comes_with_the_state_after_the_observation"
+ACTED = "test_steps.py::test_actions_and_states_are_those_of_the_agent_and_are_stored"
+SKIPPED = "test_steps.py::test_an_update_that_is_not_finite_changes_nothing_and_is_counted"
+ORDER = "test_learner.py::test_sync_is_the_official_order"
+LAGS = "test_learner.py::test_the_policy_lags_by_what_it_says"
 STORED = "test_training.py::test_what_a_step_stores"
 UPDATED = "test_training.py::test_an_update_writes_fresh_states_back"
 WINDOW = "test_golden_agent.py::test_window_of_a_batch"
@@ -42,7 +47,7 @@ ENVIRONMENT = {
         STEP, "raw.terminated if raw.game_over is None else raw.game_over", "raw.terminated", STREAM
     ),
     "time limit goes unseen": Mutation(STEP, "raw.terminated | raw.truncated", "raw.terminated", STREAM),
-    "last action kept": Mutation(STEP, "value.dtype.type(0), value)", "value, value)", MASK),
+    "last action kept": Mutation(STEPS, "value.ndim - 1)), 0) for", "value.ndim - 1)), 1) for", MASK),
     "action not clipped": Mutation(
         ACTION,
         "(np.clip(value.astype(np.float64), -1, 1) + 1) / 2\n        return np.clip(self.low + share * (self.high - self.low), self.low, self.high)",
@@ -78,25 +83,35 @@ RING = {
     "online windows last": Mutation(
         REPLAY, "window[: len(fresh)] = fresh", "window[len(window) - len(fresh) :] = fresh", ONLINE
     ),
-    "action not shifted": Mutation(REPLAY, 'context if key.startswith("action/") else trained', "trained", WINDOW),
-    "start state a step late": Mutation(REPLAY, "ring, env, context, 1, out", "ring, env, trained, 1, out", WINDOW),
+    "action not shifted": Mutation(
+        WINDOWS, 'self._context if key.startswith("action/") else self._trained', "self._trained", WINDOW
+    ),
+    "start state a step late": Mutation(
+        WINDOWS, "self._env, self._context, 1, out", "self._env, self._trained, 1, out", WINDOW
+    ),
     "abandoned episodes go on": Mutation(
-        REPLAY, '        out["is_last"][:, :-1] |= out["is_first"][:, 1:]\n', "", FLAGS
+        WINDOWS, '        out["is_last"][:, :-1] |= out["is_first"][:, 1:]\n', "", FLAGS
     ),
     "end marked at the next start": Mutation(
-        REPLAY,
+        WINDOWS,
         'out["is_last"][:, :-1] |= out["is_first"][:, 1:]',
         'out["is_last"][:, 1:] |= out["is_first"][:, 1:]',
         FLAGS,
     ),
     "context overwritten": Mutation(
-        REPLAY,
-        "record = plan.start[:, None] + np.arange(1, self.batch_length + 1)",
-        "record = plan.start[:, None] + np.arange(self.batch_length)",
+        WINDOWS,
+        "plan.start[:, None] + np.arange(1, self.time + 1)",
+        "plan.start[:, None] + np.arange(self.time)",
         WRITTEN,
     ),
     "lowest batch index wins": Mutation(
-        REPLAY, ">= self.length - self.rows)[::-1]", ">= self.length - self.rows)", OVERLAP
+        WINDOWS,
+        "last = batch - 1 - holds[:, :, ::-1].argmax(2)",
+        "last = holds.argmax(2)",
+        OVERLAP,
+    ),
+    "every window writes": Mutation(
+        WINDOWS, "source[:] = winners(plan, self.time)", "source.flat = range(source.size)", OVERLAP
     ),
 }
 
@@ -127,13 +142,34 @@ CLOCKWORK = {
     ),
     "states of the step before": Mutation(
         STEPS,
-        "for key, value in action.items()}, self.state.world",
-        "for key, value in action.items()}, self.agent.initial(len(is_first)).world",
+        "self._record | actions | state.world._asdict()",
+        "self._record | actions | self.agent.initial(self.rows).world._asdict()",
         ACTED,
     ),
-    "last action stored": Mutation(LOOP, "mask_action(action, step.is_last)", "action", STORED),
-    "fresh states not written back": Mutation(LOOP, "        self.replay.write_back(plan, *states)\n", "", UPDATED),
+    "last action stored": Mutation(STEPS, 'mask_action(action, self._record["is_last"])', "action", STORED),
+    "fresh states not written back": Mutation(STEPS, "        replay.write_back(*out.states, finite)\n", "", UPDATED),
+    "what is not finite is written back": Mutation(
+        STEPS, "replay.write_back(*out.states, finite)", "replay.write_back(*out.states)", SKIPPED
+    ),
+    "statistics of what is not finite": Mutation(
+        STEPS, "statistic.copy_(torch.where(finite, statistic, value))", "statistic.add_(0 * value)", SKIPPED
+    ),
+    "metrics of what is not finite": Mutation(
+        STEPS, "self.metrics.add(out.metrics | optimizer, finite)", "self.metrics.add(out.metrics | optimizer)", SKIPPED
+    ),
+    "weights handed over late": Mutation(
+        LEARNER, 'if self.schedule == "sync" and self.lag:', 'if self.schedule == "sync" and self.lag > 1:', ORDER
+    ),
+    "weights handed over early": Mutation(
+        LEARNER,
+        'if self.schedule == "pipeline" and self.lag:',
+        'if self.schedule == "pipeline" and not self.lag:',
+        LAGS,
+    ),
     "steps of one environment": Mutation(
-        LOOP, "return self.replay.length * self.config.env.num_envs", "return self.replay.length", STORED
+        LOOP,
+        "return self.learner.replay.length * self.config.env.num_envs",
+        "return self.learner.replay.length",
+        STORED,
     ),
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastdreamer.env import Env, EnvError, Step, make_env, mask_action
+from fastdreamer.env import Env, EnvError, Step, make_env
 from fastdreamer.env_step import Raw, Stream
 
 BACKENDS = [("CartPole-v1", {}), ("gym:CartPole-v1", {}), ("gym:CartPole-v1", {"vectorization": "async"})]
@@ -179,14 +179,6 @@ def test_stream_refuses_same_step_autoreset() -> None:
     stream = Stream(2)
     with pytest.raises(EnvError, match="env 1 ended on its reset step"):
         stream.step(Raw({}, np.zeros(2), np.array([False, True]), np.zeros(2, bool)))
-
-
-def test_mask_action_zeroes_rows_without_an_action() -> None:
-    action = {"a": np.array([3, 4], np.int32), "b": np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)}
-    masked = mask_action(action, np.array([False, True]))
-    assert masked["a"].tolist() == [3, 0] and masked["a"].dtype == np.int32
-    assert masked["b"].tolist() == [[1, 2], [0, 0]] and masked["b"].dtype == np.float32
-    assert action["a"].tolist() == [3, 4]
 
 
 def test_render_shows_the_asked_environment() -> None:

@@ -13,12 +13,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     "__init__",
-    "config presets spaces batch noise cpu schedule metrics checkpoint profiling episodes progress cli",
+    "config presets spaces batch noise cpu schedule metrics checkpoint profiling episodes progress streams cli",
     "nets dists optim heads env env_* replay replay_*",
     "rssm",
     "world_model behavior",
     "agent",
     "steps",
+    "learner",
     "evaluate loop run train",
 )
 MODELS = ("nets", "dists", "heads", "rssm", "world_model", "behavior", "agent")

@@ -49,8 +49,9 @@ def tiny_config(folder: Path, steps: int = STEPS, seed: int = 0) -> Config:
 
 
 def tensors(training: Training) -> dict[str, Tensor]:
-    model = {**dict(training.agent.named_parameters()), **dict(training.agent.named_buffers())}
-    return {name: tensor.detach().clone() for name, tensor in {**model, **training.optimizer.state()}.items()}
+    agent, optimizer = training.learner.agent, training.learner.optimizer
+    model = {**dict(agent.named_parameters()), **dict(agent.named_buffers())}
+    return {name: tensor.detach().clone() for name, tensor in {**model, **optimizer.state()}.items()}
 
 
 def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
@@ -125,10 +126,10 @@ def test_a_resumed_run_learns_on_bit_for_bit(tmp_path: Path) -> None:
     assert second.progress == first.progress and second.env_steps == 200
     assert second.ratio.state_dict() == first.ratio.state_dict()
     for training in (first, second):
-        training.update()
-        training.update()
+        training.update(1)
+        training.update(2)
     assert_same(tensors(first), tensors(second))
-    assert first.metrics.flush()["opt/loss"] != 0
+    assert first.learner.metrics.flush()["opt/loss"] != 0
     assert second.env.recv().is_first.all()  # environments begin anew
     for training in (first, second):
         training.env.close()
@@ -165,7 +166,7 @@ def test_a_run_can_be_resumed_from_its_first_update_on_and_not_beyond_its_end(tm
 def test_an_evaluation_ends_when_the_run_is_stopped(tmp_path: Path) -> None:
     training = Training(tiny_config(tmp_path), None)
     calls = iter([False] * 5 + [True])
-    assert evaluate(training.agent, training.config, lambda: next(calls)) == []
+    assert evaluate(training.learner.agent, training.config, lambda: next(calls)) == []
     training.env.close()
 
 
@@ -276,11 +277,21 @@ def test_an_error_of_the_environment_keeps_its_traceback(tmp_path: Path, monkeyp
 
 def test_a_run_that_diverged_ends(tmp_path: Path) -> None:
     training = Training(tiny_config(tmp_path), None)
-    training.metrics.add({"opt/loss": torch.tensor(math.nan)})
-    with JsonlWriter(tmp_path / "metrics.jsonl") as writer, pytest.raises(ValueError, match=r"^the loss is nan by upd"):
-        Run(training, tmp_path, writer, Stop(), 0.0).log()
+    kernel = training.learner.agent.world.dyn.dynhid0.kernel
+    while training.progress.updates < 3:
+        training.advance()
+    training.learner.metrics.flush()
+    with torch.no_grad():
+        kernel.fill_(math.nan)
+    with JsonlWriter(tmp_path / "metrics.jsonl") as writer:
+        run = Run(training, tmp_path, writer, Stop(), 0.0)
+        training.update(2)
+        run.reading = training.learner.read_metrics()
+        with pytest.raises(ValueError, match=r"^no gradient of the updates up to 5 is finite: training has diverged"):
+            run.log()
     training.env.close()
-    assert read_jsonl(tmp_path / "metrics.jsonl")[-1]["opt/loss"] is None
+    record = read_jsonl(tmp_path / "metrics.jsonl")[-1]
+    assert record["opt/skipped"] == 1 and "opt/loss" not in record
 
 
 def test_two_runs_cannot_make_one_folder(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def train(config: Config, updates_per_point: int) -> Curves:
         ended = training.advance()
         scores[min((training.env_steps - 1) // INTERVAL, len(scores) - 1)] += ended
         if training.progress.updates and training.progress.updates % updates_per_point == 0:
-            final = training.metrics.flush()
+            final = training.learner.metrics.flush()
     training.env.close()
     return {"scores": [float(np.mean(part)) for part in scores], **{key: [final[LOSSES[key]]] for key in LOSSES}}
 

@@ -3,19 +3,16 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from fastdreamer.batch import State, Window
+from fastdreamer.agent import ActNoise, ActState, LossOutput
+from fastdreamer.batch import Batch, State
 from fastdreamer.config import Config, EnvConfig, LossConfig, ModelConfig, ReplayConfig, RunConfig
 from fastdreamer.loop import Training
 
 ENVIRONMENTS, LIMIT, LENGTH = 3, 5, 4
-
-Values = dict[str, NDArray[np.generic]]
 
 
 @pytest.fixture
@@ -36,22 +33,26 @@ def training(tmp_path: Path) -> Iterator[Training]:
 
 def test_what_a_step_stores(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
     """The record, the action (none at the end of an episode) and the state of the policy, of all environments."""
-    taken: list[tuple[Values, NDArray[np.bool_], State]] = []
-    act = training.act
+    taken: list[tuple[dict[str, Tensor], Tensor, State]] = []
+    policy, replay = training.learner.policy.agent, training.learner.replay
+    act = policy.act
 
-    def spy(obs: Values, is_first: NDArray[np.bool_]) -> tuple[Values, State]:
-        action, state = act(obs, is_first)
-        action["action"] = np.ones_like(action["action"])
-        taken.append((obs, is_first, state))
-        return action, state
+    def spy(
+        obs: dict[str, Tensor], is_first: Tensor, state: ActState, noise: ActNoise
+    ) -> tuple[dict[str, Tensor], ActState]:
+        action, after = act(obs, is_first, state, noise)
+        action = {key: torch.ones_like(value) for key, value in action.items()}
+        seen = {key: value.clone() for key, value in obs.items()}
+        taken.append((seen, is_first.clone(), State(*(value.clone() for value in after.world))))
+        return action, after
 
-    monkeypatch.setattr(training, "act", spy)
+    monkeypatch.setattr(policy, "act", spy)
     for t in range(2 * LIMIT):
         training.advance()
-        ring, latents = training.replay.records, training.replay.latents
+        ring, latents = replay.records, replay.latents
         obs, is_first, state = taken[t]
         for key, value in obs.items():
-            np.testing.assert_array_equal(ring[f"obs/{key}"][:, t], value)
+            assert torch.equal(ring[f"obs/{key}"][:, t], value)
         assert ring["is_first"][:, t].tolist() == is_first.tolist() == [t % (LIMIT + 1) == 0] * ENVIRONMENTS
         assert ring["is_last"][:, t].tolist() == [t % (LIMIT + 1) == LIMIT] * ENVIRONMENTS
         assert ring["action/action"][:, t].tolist() == [0 if t % (LIMIT + 1) == LIMIT else 1] * ENVIRONMENTS
@@ -63,21 +64,24 @@ def test_what_a_step_stores(training: Training, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_an_update_writes_fresh_states_back(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
-    while training.replay.windows < 2 * LENGTH:
+    learner, replay = training.learner, training.learner.replay
+    while replay.windows < 2 * LENGTH:
         training.advance()
-    plan = training.replay.plan()
-    trained = torch.zeros(ENVIRONMENTS, training.replay.rows, dtype=torch.bool)
+    plan = replay.plan()
+    trained = torch.zeros(ENVIRONMENTS, replay.rows, dtype=torch.bool)
     for env, start in zip(plan.env, plan.start, strict=True):
         trained[env, start + 1 : start + 1 + LENGTH] = True
 
-    def train(window: Window) -> tuple[State, dict[str, Tensor]]:
-        shape = window.batch.reward.shape
-        return State(torch.full((*shape, 8), 7.0), torch.full((*shape, 3), 3)), {}
+    def loss(batch: Batch, *_: object) -> LossOutput:
+        shape = batch.reward.shape
+        states = State(torch.full((*shape, 8), 7.0), torch.full((*shape, 3), 3))
+        total = torch.stack([param.sum() for param in learner.optimizer.params]).sum()
+        return LossOutput(0 * total, states, {})
 
-    monkeypatch.setattr(training, "train", train)
-    monkeypatch.setattr(training.replay, "plan", lambda: plan)
-    for ring in training.replay.latents.values():
+    monkeypatch.setattr(learner.agent, "loss", loss)
+    monkeypatch.setattr(replay, "plan", lambda: plan)
+    for ring in replay.latents.values():
         ring.zero_()
-    training.update()
-    assert torch.equal(training.replay.latents["deter"], torch.where(trained, 7.0, 0.0)[..., None].expand(-1, -1, 8))
-    assert torch.equal(training.replay.latents["stoch"], trained[..., None].expand(-1, -1, 3) * torch.tensor(3).byte())
+    training.update(1)
+    assert torch.equal(replay.latents["deter"], torch.where(trained, 7.0, 0.0)[..., None].expand(-1, -1, 8))
+    assert torch.equal(replay.latents["stoch"], trained[..., None].expand(-1, -1, 3) * torch.tensor(3).byte())

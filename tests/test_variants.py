@@ -63,23 +63,24 @@ def test_a_variant_trains_evaluates_and_goes_on(
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     config = make_config(tmp_path, obs, act, num_envs, model, loss)
     training = Training(config, None)
-    before = {name: param.detach().clone() for name, param in training.agent.named_parameters()}
+    agent = training.learner.agent
+    before = {name: param.detach().clone() for name, param in agent.named_parameters()}
     while training.progress.updates < UPDATES:
         training.advance()
-    unchanged = [name for name, param in training.agent.named_parameters() if torch.equal(param, before[name])]
+    unchanged = [name for name, param in agent.named_parameters() if torch.equal(param, before[name])]
     assert unchanged == []
-    metrics = training.metrics.flush()
+    metrics = training.learner.metrics.flush()
     assert {name: value for name, value in metrics.items() if not math.isfinite(value)} == {}
     expected = ALWAYS | ({"con"} if config.loss.use_cont else set())
     expected |= {f"rec/{key}" for key in training.env.obs_space} if config.loss.decoder else set()
     assert {name.removeprefix("loss/") for name in metrics if name.startswith("loss/")} == expected
     assert metrics["opt/loss"] == pytest.approx(
-        sum(training.agent.scale(name) * metrics[f"loss/{name}"] for name in expected), rel=1e-4
+        sum(agent.scale(name) * metrics[f"loss/{name}"] for name in expected), rel=1e-4
     )
-    assert len(evaluate(training.agent, config, lambda: False)) == config.run.eval_episodes
+    assert len(evaluate(agent, config, lambda: False)) == config.run.eval_episodes
     training.save(tmp_path)
     second = Training(config, checkpoint.latest(tmp_path))
     for each in (training, second):
-        each.update()
+        each.update(1)
         each.env.close()
     assert_same(tensors(training), tensors(second))

@@ -1,10 +1,14 @@
 """A small agent with one action key of every kind, all its parameters random, and a window for it to learn from."""
 
+from typing import Any
+
+import numpy as np
 import torch
 
 from fastdreamer.agent import Agent
 from fastdreamer.batch import Batch, State, Window
 from fastdreamer.config import LossConfig, ModelConfig
+from fastdreamer.replay import Replay
 from fastdreamer.spaces import Space, Spaces
 
 OBS: Spaces = {"speed": Space("vector", (3,)), "room": Space("discrete", (), 4)}
@@ -40,3 +44,28 @@ def make_window(seed: int = 0) -> Window:
     start = State(torch.randn(ROWS, DETER, generator=rng), stoch)
     action = {"turn": torch.randn(ROWS, TIME, 2, generator=rng), "jump": classes((2,), 3)}
     return Window(batch, start, action)
+
+
+def make_replay(seed: int = 0, dtype: torch.dtype = torch.float32, **options: Any) -> Replay:
+    """A ring of ROWS environments with random records; every one of its windows holds a beginning."""
+    replay = Replay(
+        OBS, ACT, deter=DETER, stoch=GROUPS, num_envs=ROWS, capacity=50, batch_size=ROWS, batch_length=TIME,
+        seed=seed, dtype=dtype, **options,
+    )  # fmt: skip
+    fill(replay, seed)
+    return replay
+
+
+def fill(replay: Replay, seed: int, records: int = 3 * TIME) -> None:
+    """Adds random records."""
+    rng = np.random.default_rng(seed)
+    for t in range(records):
+        obs = {"speed": rng.standard_normal((ROWS, 3), np.float32), "room": rng.integers(4, size=ROWS, dtype=np.int32)}
+        first = np.array([t % TIME == row for row in range(ROWS)])
+        last = np.array([(t + 1) % TIME == row for row in range(ROWS)])
+        jump = rng.integers(3, size=(ROWS, 2), dtype=np.int32)
+        action = {"turn": rng.standard_normal((ROWS, 2), np.float32), "jump": jump}
+        replay.add(
+            obs, rng.standard_normal(ROWS, np.float32), first, last, last, action,
+            rng.standard_normal((ROWS, DETER), np.float32), rng.integers(CLASSES, size=(ROWS, GROUPS)),
+        )  # fmt: skip
