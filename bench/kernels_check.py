@@ -36,6 +36,7 @@ from fastdreamer_kernels.imagine_sequence import cuda as imagine_sequence
 from fastdreamer_kernels.lambda_return import cuda as lambda_return
 from fastdreamer_kernels.laprop_agc import cuda as laprop_agc
 from fastdreamer_kernels.observe_sequence import cuda as observe_sequence
+from fastdreamer_kernels.philox import cuda as philox
 from fastdreamer_kernels.replay_gather import cuda as replay_gather
 from fastdreamer_kernels.unimix_kl import cuda as unimix_kl
 from fastdreamer_kernels.unimix_sample import cuda as unimix_sample
@@ -278,6 +279,11 @@ def gather(size: Size) -> None:
         replay_gather.replay_gather(rings[0], env, env, 65, rings[1])
 
 
+def draw() -> None:
+    for kind in philox.DTYPES:
+        philox.philox(kind, [1, 2], tensor(dtype=torch.int64), 1000)
+
+
 def optimize(size: Size) -> None:
     shapes = ((size.deter, size.units), (size.units,))
     params, grads, nu, mu, slow = ([floats(*shape) for shape in shapes] for _ in range(5))
@@ -298,6 +304,7 @@ def cases(size: Size) -> list[tuple[str, Callable[[], None]]]:
         ("lambda_return", returns),
         ("replay_gather", lambda: gather(size)),
         ("laprop_agc", lambda: optimize(size)),
+        ("philox", draw),
     ]
 
 

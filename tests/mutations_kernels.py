@@ -19,6 +19,7 @@ BACKENDS, HEADS, EDGES, PROCESS, NUMBERS = (
 VALUES, LARGE = f"{HEADS}::test_values_and_gradients", f"{HEADS}::test_large_values_and_gradients"
 
 
+TRITON_NUMBERS = f"{NUMBERS}::test_the_triton_kernel"
 SKIPS = f"{EDGES}::test_laprop_changes_nothing_where_a_gradient_is_not_finite"
 
 
@@ -210,6 +211,12 @@ TRITON = {
     ),
     "a gradient of NaN is taken": Mutation(
         f"{KERNELS}laprop_agc/cuda.py", '(tl.load(total) < float("inf"))', '(tl.load(total) != float("inf"))', SKIPS
+    ),
+    "the third word is the second": Mutation(
+        f"{KERNELS}philox/cuda.py", "tl.store(out + at + 2, w2,", "tl.store(out + at + 2, w1,", TRITON_NUMBERS
+    ),
+    "counter of 32 bits": Mutation(
+        f"{KERNELS}philox/cuda.py", "(now >> 32)", "(now & 0)", TRITON_NUMBERS
     ),
     "layer norm without eps": Mutation(CHAIN, "/ WIDTH + EPS)", "/ WIDTH)", OBSERVED),
     "dreamt actions not scaled": Mutation(CHAIN, "(a / tl.maximum(tl.abs(a), 1.0))", "a", IMAGINED),

@@ -1,4 +1,4 @@
-"""The native generator against the reference, which tests/test_noise.py holds to the published numbers."""
+"""The generator's kernels against the reference, which tests/test_noise.py holds to the published numbers."""
 
 from collections.abc import Callable
 
@@ -16,6 +16,10 @@ from fastdreamer_kernels.philox import Kind
 KINDS: tuple[Kind, ...] = ("bits", "uniform", "normal")
 WORD = st.integers(0, 2**32 - 1)
 MANY = 1_000_003
+DEVICES = [
+    pytest.param("cpu", marks=pytest.mark.skipif(not _dispatch.INTERPRETED, reason="needs TRITON_INTERPRET=1")),
+    pytest.param("cuda", marks=pytest.mark.gpu),
+]
 
 
 def at(counter: int) -> Tensor:
@@ -38,6 +42,20 @@ def test_any_key_counter_and_count(kind: Kind, key: tuple[int, int], counter: in
     native = philox(kind, key, at(counter), count, backend="native")
     expected = philox(kind, key, at(counter), count, backend="reference")
     assert native.dtype == expected.dtype and torch.equal(native, expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [0, 1, 3, 1024, 4099])
+@pytest.mark.parametrize(
+    "key, counter", [((0, 1), 0), ((2**32 - 1, 2**31), 2**33 - 1), ((2**31 - 1, 16), 2**62), ((1, 2**32 - 16), 2**32)]
+)
+def test_the_triton_kernel(device: str, kind: Kind, count: int, key: tuple[int, int], counter: int) -> None:
+    """Bit by bit; on a GPU a normal may be a last bit apart, where its float64 math library is."""
+    ours = philox(kind, key, at(counter).to(device), count, backend="triton")
+    expected = philox(kind, key, at(counter), count, backend="reference")
+    assert ours.dtype == expected.dtype
+    torch.testing.assert_close(ours.cpu(), expected, rtol=2**-23 if kind == "normal" else 0, atol=0)
 
 
 @needs_native

@@ -14,7 +14,7 @@ from fastdreamer_kernels.philox import reference
 
 Kind = Literal["bits", "uniform", "normal"]
 
-_dispatch.define("philox", "native", of_any_dtype=True)
+_dispatch.define("philox", "native", "triton", of_any_dtype=True)
 
 
 def philox(kind: Kind, key: tuple[int, int], counter: Tensor, count: int, backend: str | None = None) -> Tensor:
@@ -43,6 +43,4 @@ def _fake(kind: str, key: list[int], counter: Tensor, count: int) -> Tensor:
     return counter.new_empty(count, dtype=torch.int64 if kind == "bits" else torch.float32)
 
 
-_dispatch.register(
-    "philox", "philox(str kind, int[] key, Tensor counter, int count) -> Tensor", _fake, backends=("native",)
-)
+_dispatch.register("philox", "philox(str kind, int[] key, Tensor counter, int count) -> Tensor", _fake)
