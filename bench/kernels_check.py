@@ -280,8 +280,9 @@ def gather(size: Size) -> None:
 
 
 def draw() -> None:
+    """A number for every group of every dream."""
     for kind in philox.DTYPES:
-        philox.philox(kind, [1, 2], tensor(dtype=torch.int64), 1000)
+        philox.philox(kind, [1, 2], tensor(dtype=torch.int64), DREAMS * GROUPS)
 
 
 def optimize(size: Size) -> None:

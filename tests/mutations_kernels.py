@@ -19,7 +19,6 @@ BACKENDS, HEADS, EDGES, PROCESS, NUMBERS = (
 VALUES, LARGE = f"{HEADS}::test_values_and_gradients", f"{HEADS}::test_large_values_and_gradients"
 
 
-TRITON_NUMBERS = f"{NUMBERS}::test_the_triton_kernel"
 SKIPS = f"{EDGES}::test_laprop_changes_nothing_where_a_gradient_is_not_finite"
 
 
@@ -212,11 +211,23 @@ TRITON = {
     "a gradient of NaN is taken": Mutation(
         f"{KERNELS}laprop_agc/cuda.py", '(tl.load(total) < float("inf"))', '(tl.load(total) != float("inf"))', SKIPS
     ),
-    "the third word is the second": Mutation(
-        f"{KERNELS}philox/cuda.py", "tl.store(out + at + 2, w2,", "tl.store(out + at + 2, w1,", TRITON_NUMBERS
-    ),
     "counter of 32 bits": Mutation(
-        f"{KERNELS}philox/cuda.py", "(now >> 32)", "(now & 0)", TRITON_NUMBERS
+        f"{KERNELS}philox/cuda.py", "(now >> 32)", "(now & 0)", f"{NUMBERS}::test_the_triton_kernel"
+    ),
+    "words in another order": Mutation(
+        f"{KERNELS}philox/cuda.py", "tl.interleave(w0, w2), tl.interleave(w1, w3)",
+        "tl.interleave(w0, w1), tl.interleave(w2, w3)", f"{NUMBERS}::test_the_triton_kernel",
+    ),
+    "every program makes the numbers of the first": Mutation(
+        f"{KERNELS}philox/cuda.py", "(program * (TILE // 4) + tl.arange", "(tl.arange",
+        f"{NUMBERS}::test_the_triton_kernel",
+    ),
+    "a normal of 32-bit arithmetic": Mutation(
+        f"{KERNELS}philox/cuda.py", "second.to(tl.float64)", "second.to(tl.float32)",
+        f"{NUMBERS}::test_the_triton_kernel",
+    ),
+    "a number too many": Mutation(
+        f"{KERNELS}philox/cuda.py", "numbers, at < count)", "numbers, at <= count)", f"{CUDA}::test_philox"
     ),
     "layer norm without eps": Mutation(CHAIN, "/ WIDTH + EPS)", "/ WIDTH)", OBSERVED),
     "dreamt actions not scaled": Mutation(CHAIN, "(a / tl.maximum(tl.abs(a), 1.0))", "a", IMAGINED),

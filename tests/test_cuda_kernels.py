@@ -23,6 +23,8 @@ from fastdreamer_kernels.block_gru.cuda import block_gru, block_gru_backward
 from fastdreamer_kernels.lambda_return.cuda import lambda_return
 from fastdreamer_kernels.lambda_return.reference import lambda_return as reference_lambda_return
 from fastdreamer_kernels.laprop_agc import cuda as laprop
+from fastdreamer_kernels.philox.cuda import philox
+from fastdreamer_kernels.philox.reference import philox as reference_philox
 from fastdreamer_kernels.replay_gather.cuda import replay_gather
 from fastdreamer_kernels.unimix_kl.cuda import unimix_kl, unimix_kl_backward
 from fastdreamer_kernels.unimix_sample.cuda import unimix_sample, unimix_sample_backward
@@ -57,9 +59,9 @@ class Fence:
         self.blocks.append((block, count, guard))
         return block[GUARD : GUARD + count].fill_(poison(dtype))
 
-    def empty(self, size: int | tuple[int, ...], *, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
-        size = (size,) if isinstance(size, int) else tuple(size)
-        return self._block(math.prod(size), dtype, device or self.device, 77).view(size)
+    def empty(self, *size: int | tuple[int, ...], dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+        shape = size if isinstance(size[0], int) else tuple(size[0])
+        return self._block(math.prod(shape), dtype, device or self.device, 77).view(shape)
 
     def empty_like(self, x: Tensor) -> Tensor:
         return _shaped(self._block(x.numel(), x.dtype, x.device, 77), x)
@@ -375,6 +377,17 @@ def test_laprop_agc_keeps_denormals(fence: Fence) -> None:
     optimized.step([torch.tensor([3e-18, 1e-18, 1e-19])], 1, lr=0.0, agc=0.0)
     update = optimized.mu[0].cpu() / 0.1
     torch.testing.assert_close(update, torch.tensor([0.997, 0.990, 0.909]), rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["bits", "uniform", "normal"])
+@pytest.mark.parametrize("count", [1, 6, 1024, 1029])
+def test_philox(fence: Fence, kind: str, count: int) -> None:
+    counter = fence.given(torch.tensor(2**32 + 5))
+    drawn = philox(kind, [2**32 - 1, 7], counter, count).cpu()
+    expected = reference_philox(kind, (2**32 - 1, 7), counter.cpu(), count)
+    if kind != "normal":
+        assert torch.equal(drawn, expected)
+    torch.testing.assert_close(drawn, expected, rtol=2**-23, atol=0)  # a last bit, where math libraries differ
 
 
 def test_importing_the_ops_needs_no_triton() -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import Case
-from kernel_checks import assert_no_leak, needs_native
+from kernel_checks import CPU, assert_no_leak, needs_gpu, needs_interpreter, needs_native
 from torch import Tensor
 
 from fastdreamer_kernels import _dispatch, philox
@@ -16,10 +16,7 @@ from fastdreamer_kernels.philox import Kind
 KINDS: tuple[Kind, ...] = ("bits", "uniform", "normal")
 WORD = st.integers(0, 2**32 - 1)
 MANY = 1_000_003
-DEVICES = [
-    pytest.param("cpu", marks=pytest.mark.skipif(not _dispatch.INTERPRETED, reason="needs TRITON_INTERPRET=1")),
-    pytest.param("cuda", marks=pytest.mark.gpu),
-]
+DEVICES = [pytest.param("cpu", marks=needs_interpreter), pytest.param("cuda", marks=needs_gpu)]
 
 
 def at(counter: int) -> Tensor:
@@ -58,6 +55,31 @@ def test_the_triton_kernel(device: str, kind: Kind, count: int, key: tuple[int, 
     torch.testing.assert_close(ours.cpu(), expected, rtol=2**-23 if kind == "normal" else 0, atol=0)
 
 
+@needs_interpreter
+@settings(max_examples=40, deadline=None, database=None)
+@given(st.sampled_from(KINDS), st.tuples(WORD, WORD), st.integers(0, 2**62), st.integers(0, 1500))
+def test_any_key_counter_and_count_in_triton(kind: Kind, key: tuple[int, int], counter: int, count: int) -> None:
+    ours = philox(kind, key, at(counter), count, backend="triton")
+    expected = philox(kind, key, at(counter), count, backend="reference")
+    torch.testing.assert_close(ours, expected, rtol=2**-23 if kind == "normal" else 0, atol=0)
+
+
+@needs_gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_replay_of_a_graph_reads_the_counter_again(kind: Kind) -> None:
+    key, first = (2**32 - 1, 16), 2**32 - 2
+    counter = at(first).cuda()
+    philox(kind, key, counter, 99)  # compiles outside of the capture
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        drawn = philox(kind, key, counter, 99)
+        counter.add_(1)
+    for step in range(4):
+        graph.replay()
+        expected = philox(kind, key, at(first + step), 99, backend="reference")
+        torch.testing.assert_close(drawn.cpu(), expected, rtol=2**-23 if kind == "normal" else 0, atol=0)
+
+
 @needs_native
 @pytest.mark.parametrize("kind", KINDS)
 def test_numbers_do_not_depend_on_the_number_of_threads(kind: Kind, threads: Callable[[int], None]) -> None:
@@ -68,12 +90,13 @@ def test_numbers_do_not_depend_on_the_number_of_threads(kind: Kind, threads: Cal
     assert all(torch.equal(run, runs[0]) for run in runs[1:])
 
 
-@needs_native
+@pytest.mark.parametrize("backend", CPU[1:])
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_is_a_proper_op(kind: Kind) -> None:
-    torch.library.opcheck(_dispatch.kernel("philox", "native"), (kind, [1, 2], at(3), 9))
+def test_it_is_a_proper_op(kind: Kind, backend: str) -> None:
+    torch.library.opcheck(_dispatch.kernel("philox", backend), (kind, [1, 2], at(3), 9))
     traced = torch.compile(philox, backend="aot_eager", fullgraph=True, dynamic=False)
-    assert torch.equal(traced(kind, (1, 2), at(3), 9), philox(kind, (1, 2), at(3), 9))
+    args = kind, (1, 2), at(3), 9, backend
+    assert torch.equal(traced(*args), philox(*args))
 
 
 @pytest.mark.parametrize(
