@@ -26,6 +26,7 @@ kernels-check: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(PYTEST) bench $(ARGS)
+	$(BIN)/python -m bench.battery --dry-run --out $(VENV)/battery --section tests updates loop peers ops
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

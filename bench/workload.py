@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastdreamer.config import Config, EnvConfig, LossConfig, ModelConfig, ReplayConfig, RunConfig, Size
+from fastdreamer.config import Config, EnvConfig, LossConfig, ModelConfig, ReplayConfig, RunConfig
 from fastdreamer.learner import Learner
 from fastdreamer.spaces import Space, Spaces
 
@@ -17,12 +17,14 @@ ACT: Spaces = {"action": Space("vector", (6,), low=(-1.0,) * 6, high=(1.0,) * 6)
 ENVS, BATCH, LENGTH, RESETS = 16, 16, 64, 0.02
 
 
-def make_config(size: Size, batch: int = BATCH, length: int = LENGTH, horizon: int = 15, **run: Any) -> Config:
-    """One of the official sizes on 16 environments, with a ring of four windows of each; run: fields of `RunConfig`."""
+def make_config(
+    model: ModelConfig, batch: int = BATCH, length: int = LENGTH, horizon: int = 15, **run: Any
+) -> Config:  # fmt: skip
+    """A model on 16 environments, with a ring of four windows of each; run: fields of `RunConfig`."""
     return Config(
         preset="bench",
         env=EnvConfig(id="random", num_envs=ENVS),
-        model=ModelConfig(size=size),
+        model=model,
         loss=LossConfig(horizon=horizon),
         replay=ReplayConfig(capacity=ENVS * 4 * length, batch_size=batch, batch_length=length),
         run=RunConfig(**run),
@@ -55,3 +57,10 @@ def add_record(learner: Learner, task: Task, rng: np.random.Generator) -> None:
 def parameters(learner: Learner) -> int:
     """Trained parameters: without the slow critic."""
     return sum(param.numel() for param in learner.optimizer.params)
+
+
+def run_updates(learner: Learner, updates: int) -> None:
+    """Makes updates, each with a plan of its own, and waits for them."""
+    for _ in range(updates):
+        learner.launch(1)
+    learner.drain()

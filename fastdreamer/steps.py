@@ -80,10 +80,10 @@ class TrainStep:
             Noise(seed, Stream.IMAGINE, device=device),
             Noise(seed, Stream.ACTION, device=device),
         )
-        self._run: Callable[[], None] = self._update
+        self.run: Callable[[], None] = self._update
         if graph is not None:
             assert not replay.length, "its rows would be overwritten"
-            self._run = Captured(self._update, self._state(), graph)
+            self.run = Captured(self._update, self._state(), graph)
             metrics.flush()  # what the warm-up left
 
     def warm_up(self, queue: CudaQueue) -> None:
@@ -95,7 +95,7 @@ class TrainStep:
         with range_("stage"):
             self.replay.stage(plan)
         with range_("train"):
-            self._run()
+            self.run()
 
     def _update(self) -> None:
         agent, replay = self.agent, self.replay
@@ -145,17 +145,17 @@ class ActStep:
         self._host = {key: host_zeros((rows, *shape), dtype, device) for key, (shape, dtype) in fields.items()}
         self._record = {key: value.to(device) for key, value in self._host.items()}
         self._action = {key: host_zeros(tuple(v.shape), v.dtype, device) for key, v in self.state.action.items()}
-        self._run: Callable[[], None] = self._act
+        self.run: Callable[[], None] = self._act
         if isinstance(self.queue, CudaQueue):
             assert replay is None or not replay.length, "its rows would be overwritten"
-            self._run = Captured(self._act, self._state(), self.queue)
+            self.run = Captured(self._act, self._state(), self.queue)
 
     def __call__(self, step: Step) -> dict[str, NDArray[np.generic]]:
         """Actions (N, *shape) per key for the environments; waits for them."""
         record = {f"obs/{key}": value for key, value in step.obs.items()} | step._asdict()
         for key, value in self._host.items():
             value.copy_(torch.from_numpy(record[key]))
-        self.queue.run(self._run).wait()
+        self.queue.run(self.run).wait()
         if self.replay is not None:
             self.replay.count({key: self._host[key] for key in self.replay.away})
         return {key: value.numpy().copy() for key, value in self._action.items()}

@@ -150,7 +150,7 @@ def test_what_acting_reads_and_writes_stays_where_it_is() -> None:
     for t in range(50):
         step = make_step(t % ROWS, rng)
         with Addresses() as mode:
-            act.queue.run(act._run)
+            act.queue.run(act.run)
         found.append(mode.outside)
         act(step)
     assert all(other == found[0] for other in found[1:])

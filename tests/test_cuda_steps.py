@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.workload import OBS, add_record, make_config, make_learner
+from bench.workload import ACT, OBS, add_record, make_config, make_learner
 from fastdreamer import checkpoint
-from fastdreamer.config import Config
+from fastdreamer.config import Config, ModelConfig
 from fastdreamer.env_step import Step
 from fastdreamer.learner import Learner
 from fastdreamer.metrics import Metrics
@@ -23,7 +23,9 @@ UPDATES, MANY = 20, 10_000
 
 
 def config_of(schedule: str = "sync", **run: object) -> Config:
-    return make_config("size1m", batch=4, length=8, horizon=5, device="cuda", schedule=schedule, **run)
+    return make_config(
+        ModelConfig(size="size1m"), batch=4, length=8, horizon=5, device="cuda", schedule=schedule, **run
+    )
 
 
 def eager(learner: Learner) -> None:
@@ -118,7 +120,7 @@ def make_steps(count: int) -> list[Step]:
 
 
 def test_captured_actions_are_those_that_are_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    learner = Learner(config_of(), OBS["vector"], make_learner(config_of(), "vector").spaces[1])
+    learner = Learner(config_of(), OBS["vector"], ACT)
     captured = learner.policy
     with monkeypatch.context() as patch:
         patch.setattr("fastdreamer.steps.Captured", lambda run, state, queue: run)

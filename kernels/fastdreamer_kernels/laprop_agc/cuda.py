@@ -108,32 +108,29 @@ def _correction(step, LOG_BETA: tl.constexpr):
 
 @triton.jit
 def _update(
-    param, grad, nu, mu, shadow, slow, at, mask, finite, divisor, correction, factor, averages,
+    param, grad, nu, mu, shadow, slow, at, mask, divisor, correction, factor, averages,
     CLIPS: tl.constexpr, HAS_SHADOW: tl.constexpr, HAS_SLOW: tl.constexpr,
 ):  # fmt: skip
-    """One block of one chunk, stored if `finite`; returns the squares of its updates and of its new parameters."""
-    stored = tl.full(at.shape, 0, tl.int32) < finite  # one value for the block, so that stores stay wide
-    if mask is not None:
-        stored &= mask
+    """One block of one chunk; returns the squares of its updates and of its new parameters."""
     g = _load(grad + at, mask)
     if CLIPS:
         g = tl.div_rn(g, divisor)
     n = _load(nu + at, mask)
     n += (g * g - n) * FRESH2
-    tl.store(nu + at, n, stored)
+    tl.store(nu + at, n, mask)
     u = tl.div_rn(g, tl.sqrt_rn(tl.div_rn(n, correction)) + TINY)
     m = _load(mu + at, mask)
     m += (u - m) * FRESH1
-    tl.store(mu + at, m, stored)
-    update = tl.where(stored, factor * m, 0.0)
+    tl.store(mu + at, m, mask)
+    update = factor * m
     theta = _load(param + at, mask) + update
-    tl.store(param + at, theta, stored)
+    tl.store(param + at, theta, mask)
     if HAS_SHADOW:
-        tl.store(shadow + at, theta.to(tl.bfloat16), stored)
+        tl.store(shadow + at, theta.to(tl.bfloat16), mask)
     if HAS_SLOW:  # noqa: SIM102  # decided when it is compiled, the next one when it runs
         if averages:
             old = _load(slow + at, mask)
-            tl.store(slow + at, old + (theta - old) * SLOW_FRESH, stored)
+            tl.store(slow + at, old + (theta - old) * SLOW_FRESH, mask)
     return update * update, theta * theta
 
 
@@ -144,7 +141,8 @@ def _update_kernel(
 ):  # fmt: skip
     tensor, begin, length, first, parts = _chunk(chunks, CHUNK)
     programs = tl.num_programs(0)
-    finite = (tl.load(total) < float("inf")).to(tl.int32)  # 0 for NaN too
+    finite = tl.load(total) < float("inf")  # not where it is NaN
+    length = tl.where(finite, length, 0)  # else nothing is left to do
     divisor = 1.0
     if AGC > 0:
         limit = tl.maximum(_tensor_norm(sums, first, parts, BLOCK), SMALLEST_NORM) * AGC
@@ -165,19 +163,20 @@ def _update_kernel(
     whole = length // BLOCK
     for i in range(0, whole):
         update_squared, theta_squared = _update(
-            param, grad, nu, mu, shadow, slow, i * BLOCK + offset, None, finite, divisor, correction, factor,
-            averages, AGC > 0, HAS_SHADOW, HAS_SLOW,
+            param, grad, nu, mu, shadow, slow, i * BLOCK + offset, None, divisor, correction, factor, averages,
+            AGC > 0, HAS_SHADOW, HAS_SLOW,
         )  # fmt: skip
         of_update += update_squared
         of_param += theta_squared
     at = whole * BLOCK + offset
     update_squared, theta_squared = _update(
-        param, grad, nu, mu, shadow, slow, at, at < length, finite, divisor, correction, factor, averages,
+        param, grad, nu, mu, shadow, slow, at, at < length, divisor, correction, factor, averages,
         AGC > 0, HAS_SHADOW, HAS_SLOW,
     )  # fmt: skip
     chunk = tl.program_id(0)
-    tl.store(sums + 2 * programs + chunk, tl.sum(of_update + update_squared, 0))
-    tl.store(sums + 3 * programs + chunk, tl.sum(of_param + theta_squared, 0))
+    before = tl.load(sums + chunk)
+    tl.store(sums + 2 * programs + chunk, tl.where(finite, tl.sum(of_update + update_squared, 0), 0.0))
+    tl.store(sums + 3 * programs + chunk, tl.where(finite, tl.sum(of_param + theta_squared, 0), before))
 
 
 def laprop_agc(
