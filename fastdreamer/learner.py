@@ -7,6 +7,7 @@ A launch is the updates that one step of all environments makes due. The lag is 
 run is a function of its seed.
 """
 
+import gc
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -141,7 +142,11 @@ class Learner:
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
         step.warm_up(queue)
-        return torch.cuda.max_memory_allocated(self.device) - before
+        peak = torch.cuda.max_memory_allocated(self.device) - before
+        del step
+        gc.collect()  # a step holds itself
+        torch.cuda.empty_cache()
+        return peak
 
 
 class Reading:

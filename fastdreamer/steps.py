@@ -133,11 +133,12 @@ class ActStep:
         device = next(agent.parameters()).device
         self.queue = make_queue(device, urgent=True)
         self.agent, self.replay, self.rows = agent.acting(), replay, rows
-        self._weights: list[Tensor] = list(self.agent.parameters())
-        self._source = [
-            agent.halves[name] if agent.halves and weight.dtype == torch.bfloat16 else agent.get_parameter(name)
-            for name, weight in self.agent.named_parameters()
-        ]
+        self._weights: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+        for name, weight in self.agent.named_parameters():
+            half = agent.halves.get(name) if weight.dtype == torch.bfloat16 else None
+            targets, sources = self._weights.setdefault(weight.dtype, ([], []))  # copied at once, as lists of one dtype
+            targets.append(weight)
+            sources.append(agent.get_parameter(name) if half is None else half)
         self.take_weights()
         self.noise = Noise(seed, streams[0], device=device), Noise(seed, streams[1], device=device)
         self.state = self.agent.initial(rows)
@@ -163,7 +164,8 @@ class ActStep:
     @torch.no_grad()
     def take_weights(self) -> None:
         """From the next action on, the learner's weights of now, in the order of the current stream."""
-        torch._foreach_copy_(self._weights, self._source)
+        for targets, sources in self._weights.values():
+            torch._foreach_copy_(targets, sources)
 
     @torch.no_grad()
     def _act(self) -> None:

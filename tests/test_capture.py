@@ -1,32 +1,39 @@
 """A whole update and a whole action can be held by a CUDA graph: shown on meta tensors, and by addresses on the CPU."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from capture_rules import Addresses, Uncapturable, captured
 from test_steps import ACTING, make_step
-from tiny_agent import ROWS, make_agent, make_replay
+from tiny_agent import CAMERA, OBS, ROWS, make_agent, make_replay
 from torch import Tensor
 
 from fastdreamer import steps
 from fastdreamer.behavior import ReturnNormalizer
 from fastdreamer.metrics import Metrics
 from fastdreamer.optim import LaProp
+from fastdreamer.spaces import Spaces
 from fastdreamer.steps import ActStep, TrainStep
 
 META = torch.device("meta")
 DTYPES = [torch.float32, torch.bfloat16]
+VARIANTS: dict[str, dict[str, Any]] = {
+    "vectors": {},
+    "images": {"obs": OBS | {"camera": CAMERA}},
+    "normal heads": {"heads": "normal"},
+    "no unimix": {"unimix": 0.0},
+    "actor unimix": {"actor_unimix": 0.01},
+}
 
 
-def make_train_step(device: torch.device, dtype: torch.dtype) -> TrainStep:
-    agent = make_agent()
-    agent.dtype = dtype
-    agent.to(device)
+def make_train_step(device: torch.device, dtype: torch.dtype, obs: Spaces = OBS, **model: Any) -> TrainStep:
+    agent = make_agent(dtype=dtype, obs=obs, **model).to(device)
     halves = agent.add_halves() if dtype == torch.bfloat16 else []
     optimizer = LaProp(agent.official_parameters(), 1e-3, 3, 0.3, agent.slow_parameters(), shadow=halves)
-    return TrainStep(agent, optimizer, make_replay(dtype=dtype, device=device), Metrics(), seed=5)
+    return TrainStep(agent, optimizer, make_replay(dtype=dtype, obs=obs, device=device), Metrics(), seed=5)
 
 
 def trace(step: Callable[[], None]) -> list[str]:
@@ -41,9 +48,10 @@ def trace_update(train: TrainStep) -> list[str]:
     return trace(train._update)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_an_update_obeys_the_rules_and_its_constants_do_not_change(dtype: torch.dtype) -> None:
-    train = make_train_step(META, dtype)
+def test_an_update_obeys_the_rules_and_its_constants_do_not_change(dtype: torch.dtype, variant: str) -> None:
+    train = make_train_step(META, dtype, **VARIANTS[variant])
     trace_update(train)  # the warm-up: sums of metrics and tables come to be
     first, second = trace_update(train), trace_update(train)
     assert first == second
@@ -55,8 +63,7 @@ def test_an_action_obeys_the_rules_and_its_constants_do_not_change(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(steps, "host_zeros", lambda shape, dtype, device: torch.zeros(shape, dtype=dtype, device=META))
-    agent = make_agent()
-    agent.dtype = dtype
+    agent = make_agent(dtype=dtype)
     act = ActStep(agent.to(META), ROWS, 7, ACTING, make_replay(dtype=dtype, device=META))
     act._act()
     assert trace(act._act) == trace(act._act)
@@ -156,9 +163,11 @@ def test_what_acting_reads_and_writes_stays_where_it_is() -> None:
     assert all(other == found[0] for other in found[1:])
 
 
-def test_compiled_parts_trace_whole_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_compiled_parts_trace_whole_and_once(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """encode, predict, reward, cont and the two losses of behavior, one graph each; and they compute the same."""
     monkeypatch.setenv("FASTDREAMER_KERNELS", "reference")
-    plain, compiled = (make_train_step(torch.device("cpu"), torch.float32) for _ in range(2))
+    plain, compiled = (make_train_step(torch.device("cpu"), dtype) for _ in range(2))
     torch._dynamo.reset()
     compiled.agent.compile_parts("aot_eager")
     counters = torch._dynamo.utils.counters
@@ -166,8 +175,19 @@ def test_compiled_parts_trace_whole_and_once(monkeypatch: pytest.MonkeyPatch) ->
     for update in range(20):
         for train in (plain, compiled):
             train(train.replay.plan())
-        if update == 0:
-            graphs = counters["stats"]["unique_graphs"]
+        assert counters["stats"]["unique_graphs"] == 6 and not counters["graph_break"], update
         losses = [train.metrics.flush()["opt/loss"] for train in (plain, compiled)]
-        assert losses[1] == pytest.approx(losses[0], rel=1e-5), update
-    assert graphs == counters["stats"]["unique_graphs"] == 6 and not counters["graph_break"]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5 if dtype == torch.float32 else 2e-2), update
+
+
+def test_a_part_that_compiles_again_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTDREAMER_KERNELS", "reference")
+    train = make_train_step(torch.device("cpu"), torch.float32)
+    torch._dynamo.reset()
+    train.agent.compile_parts("eager")
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    for update in range(2):
+        train.agent.world.dyn.unimix = 0.1 + 0.1 * update  # a Python number that a graph depends on
+        train(train.replay.plan())
+    assert counters["stats"]["unique_graphs"] == 7

@@ -12,16 +12,20 @@ from fastdreamer.replay import Replay
 from fastdreamer.spaces import Space, Spaces
 
 OBS: Spaces = {"speed": Space("vector", (3,)), "room": Space("discrete", (), 4)}
+CAMERA = Space("image", (48, 48, 3))
 ACT: Spaces = {"turn": Space("vector", (2,)), "jump": Space("discrete", (2,), 3)}
 ROWS, TIME, HORIZON, GROUPS, CLASSES, DETER = 3, 5, 4, 3, 4, 8
 
 
-def make_agent(unimix: float = 0.3, seed: int = 0) -> Agent:
+def make_agent(
+    unimix: float = 0.3, seed: int = 0, dtype: torch.dtype = torch.float32, obs: Spaces = OBS, **model_options: Any
+) -> Agent:  # fmt: skip
     """Every parameter is drawn, those that begin at zero too, so that nothing is left out of a comparison."""
     model = ModelConfig(
-        size="size1m", deter=DETER, hidden=6, units=6, stoch=GROUPS, classes=CLASSES, blocks=2, unimix=unimix
-    )
-    agent = Agent(OBS, ACT, model, LossConfig(horizon=HORIZON), torch.float32)
+        size="size1m", deter=DETER, hidden=6, units=6, stoch=GROUPS, classes=CLASSES, blocks=2, unimix=unimix,
+        depth=2, **model_options,
+    )  # fmt: skip
+    agent = Agent(obs, ACT, model, LossConfig(horizon=HORIZON), dtype)
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in agent.parameters():
@@ -46,10 +50,10 @@ def make_window(seed: int = 0) -> Window:
     return Window(batch, start, action)
 
 
-def make_replay(seed: int = 0, dtype: torch.dtype = torch.float32, **options: Any) -> Replay:
+def make_replay(seed: int = 0, dtype: torch.dtype = torch.float32, obs: Spaces = OBS, **options: Any) -> Replay:
     """A ring of ROWS environments with random records; every one of its windows holds a beginning."""
     replay = Replay(
-        OBS, ACT, deter=DETER, stoch=GROUPS, num_envs=ROWS, capacity=50, batch_size=ROWS, batch_length=TIME,
+        obs, ACT, deter=DETER, stoch=GROUPS, num_envs=ROWS, capacity=50, batch_size=ROWS, batch_length=TIME,
         seed=seed, dtype=dtype, **options,
     )  # fmt: skip
     fill(replay, seed)
@@ -61,6 +65,8 @@ def fill(replay: Replay, seed: int, records: int = 3 * TIME) -> None:
     rng = np.random.default_rng(seed)
     for t in range(records):
         obs = {"speed": rng.standard_normal((ROWS, 3), np.float32), "room": rng.integers(4, size=ROWS, dtype=np.int32)}
+        if "obs/camera" in replay.records:
+            obs["camera"] = rng.integers(256, size=(ROWS, *CAMERA.shape), dtype=np.uint8)
         first = np.array([t % TIME == row for row in range(ROWS)])
         last = np.array([(t + 1) % TIME == row for row in range(ROWS)])
         jump = rng.integers(3, size=(ROWS, 2), dtype=np.int32)
