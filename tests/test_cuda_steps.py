@@ -36,7 +36,8 @@ def eager(learner: Learner) -> None:
 
 def tensors(learner: Learner) -> dict[str, Tensor]:
     learner.drain()
-    rings = learner.replay.records | learner.replay.latents
+    replay = learner.replay
+    rings = {key: ring[:, : replay.length] for key, ring in (replay.records | replay.latents).items()}
     return {**learner.agent.state_dict(), **learner.optimizer.state(), **rings}
 
 
