@@ -35,6 +35,7 @@ from fastdreamer_kernels.block_gru import cuda as block_gru
 from fastdreamer_kernels.imagine_sequence import cuda as imagine_sequence
 from fastdreamer_kernels.lambda_return import cuda as lambda_return
 from fastdreamer_kernels.laprop_agc import cuda as laprop_agc
+from fastdreamer_kernels.norm_act import cuda as norm_act
 from fastdreamer_kernels.observe_sequence import cuda as observe_sequence
 from fastdreamer_kernels.philox import cuda as philox
 from fastdreamer_kernels.replay_gather import cuda as replay_gather
@@ -279,6 +280,14 @@ def gather(size: Size) -> None:
         replay_gather.replay_gather(rings[0], env, env, 65, rings[1])
 
 
+def norm(size: Size) -> None:
+    """Of a layer, and of the pixels of the encoder's first stage."""
+    for rows, width in ((DREAMS, size.units), (1024 * 32 * 32, 2 * size.units // 16)):
+        x, scale = tensor(rows, width), floats(width)
+        norm_act.norm_act(x, scale)
+        norm_act.norm_act_backward(x, x, scale)
+
+
 def draw() -> None:
     """A number for every group of every dream."""
     for kind in philox.DTYPES:
@@ -305,6 +314,7 @@ def cases(size: Size) -> list[tuple[str, Callable[[], None]]]:
         ("lambda_return", returns),
         ("replay_gather", lambda: gather(size)),
         ("laprop_agc", lambda: optimize(size)),
+        ("norm_act", lambda: norm(size)),
         ("philox", draw),
     ]
 

@@ -17,6 +17,7 @@ from fastdreamer_kernels import (
     lambda_return,
     laprop_agc,
     mlp,
+    norm_act,
     observe_sequence,
     philox,
     replay_gather,
@@ -147,6 +148,14 @@ def cases(size: Size, device: torch.device) -> Iterator[Case]:
 
     mlp_flops = states * (3 * critic_flops - 2 * (width + latent) * units)
     yield Case("mlp", f"{states}x{width + latent}", value, 4 * states * (2 * width + 2 * BINS), mlp_flops)
+
+    before, scale = normal(states, units).requires_grad_(), torch.ones(units, device=device, requires_grad=True)
+    weighting = normal(states, units)
+
+    def norm(backend: str) -> None:
+        torch.autograd.grad(norm_act(before, scale, backend=backend), [before, scale], weighting)
+
+    yield Case("norm_act", f"{states}x{units}", norm, 4 * states * units * 5, 0)
 
     bins = twohot_bins(device)
     values, targets = normal(states, BINS).requires_grad_(), (normal(states), normal(states))

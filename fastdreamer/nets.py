@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from fastdreamer.noise import Noise
 from fastdreamer.spaces import Space, Spaces
-from fastdreamer_kernels import mlp
-from fastdreamer_kernels.functional import Layer, Projection, block_linear, linear, norm_act
+from fastdreamer_kernels import mlp, norm_act
+from fastdreamer_kernels.functional import Layer, Projection, block_linear, linear
 
 TRUNCATION = 1.1368  # restores the standard deviation that cutting a normal at 2 takes away
 STAGES = (2, 3, 4, 4)  # image channels per stage, in units of depth

@@ -104,8 +104,9 @@ def captured(device: str = "meta") -> Iterator[CaptureRules]:
 def wrapper(name: str) -> Callable[..., Any]:
     """The host code of a Triton op."""
     modules = [import_module(f"fastdreamer_kernels.{op}.cuda") for op, names in backends().items() if "triton" in names]
-    (found,) = {getattr(module, name) for module in modules if name in vars(module)}
-    return found
+    (module,) = [each for each in modules if getattr(vars(each).get(name), "__module__", None) == each.__name__]
+    host: Callable[..., Any] = getattr(module, name)
+    return host
 
 
 def _describe(value: Any) -> Any:

@@ -19,6 +19,7 @@ BACKENDS, HEADS, EDGES, PROCESS, NUMBERS = (
 VALUES, LARGE = f"{HEADS}::test_values_and_gradients", f"{HEADS}::test_large_values_and_gradients"
 
 
+NORM, NORMED = f"{KERNELS}norm_act/cuda.py", "test_kernels_norm.py::test_values_and_gradients"
 SKIPS = f"{EDGES}::test_laprop_changes_nothing_where_a_gradient_is_not_finite"
 
 
@@ -229,6 +230,9 @@ TRITON = {
     "a number too many": Mutation(
         f"{KERNELS}philox/cuda.py", "numbers, at < count)", "numbers, at <= count)", f"{CUDA}::test_philox"
     ),
+    "norm without eps": Mutation(NORM, "tl.sum(wide * wide, 1) / D + EPS", "tl.sum(wide * wide, 1) / D", NORMED),
+    "gradient of the norm's size kept": Mutation(NORM, "weighted - xhat * along[:, None]", "weighted", NORMED),
+    "rows of the first tile alone": Mutation(NORM, "of_scale += tl.sum(dy * xhat, 0)", "of_scale = tl.sum(dy * xhat, 0)", NORMED),
     "layer norm without eps": Mutation(CHAIN, "/ WIDTH + EPS)", "/ WIDTH)", OBSERVED),
     "dreamt actions not scaled": Mutation(CHAIN, "(a / tl.maximum(tl.abs(a), 1.0))", "a", IMAGINED),
     "squares of the last tiles": Mutation(

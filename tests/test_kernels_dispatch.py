@@ -93,7 +93,9 @@ def test_report_says_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ("not built" in said) == (_native.library is None)
     monkeypatch.delenv("FASTDREAMER_KERNELS")
     if _native.library is not None:
-        assert fastdreamer_kernels.report(cpu, torch.float32) == f"kernels: native ({_native.isa})"
+        assert (
+            fastdreamer_kernels.report(cpu, torch.float32) == f"kernels: native ({_native.isa}); reference for norm_act"
+        )
 
 
 @pytest.mark.parametrize("value", ["cuda", "Reference"])

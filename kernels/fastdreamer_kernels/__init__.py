@@ -6,6 +6,7 @@ from fastdreamer_kernels.imagine_sequence import imagine_sequence
 from fastdreamer_kernels.lambda_return import lambda_return
 from fastdreamer_kernels.laprop_agc import laprop_agc
 from fastdreamer_kernels.mlp import mlp
+from fastdreamer_kernels.norm_act import norm_act
 from fastdreamer_kernels.observe_sequence import observe_sequence
 from fastdreamer_kernels.philox import philox
 from fastdreamer_kernels.replay_gather import replay_gather
@@ -19,6 +20,7 @@ __all__ = [
     "lambda_return",
     "laprop_agc",
     "mlp",
+    "norm_act",
     "observe_sequence",
     "philox",
     "replay_gather",

@@ -137,8 +137,8 @@ def report(device: torch.device, dtype: torch.dtype) -> str:
     chosen: dict[str, list[str]] = {}
     for op in _backends:
         chosen.setdefault(_choose(op, device.type, dtype), []).append(op)
-    parts = [f"{backend} ({_native.isa})" if backend == "native" else backend for backend in chosen]
-    if len(parts) > 1:
-        parts = [f"{part} for {', '.join(ops)}" for part, ops in zip(parts, chosen.values(), strict=True)]
+    said = {backend: f"{backend} ({_native.isa})" if backend == "native" else backend for backend in chosen}
+    most = max(chosen, key=lambda backend: len(chosen[backend]))
+    parts = [said[most], *(f"{said[each]} for {', '.join(ops)}" for each, ops in chosen.items() if each != most)]
     missing = "" if device.type != "cpu" or _native.library is not None else "; the native library was not built"
     return f"kernels: {'; '.join(parts)}{missing}"

@@ -1,7 +1,7 @@
 """`mlp`: layers and maybe a linear output, as one autograd node: encoder, prior, decoder and every head.
 
 Its input are features, or states: deter and the class indices of the latents, whose one-hot is never formed on the CPU:
-the first layer sums the rows of its kernel that the classes name. On a GPU torch.compile fuses the reference.
+the first layer sums the rows of its kernel that the classes name. On a GPU it is the reference around `norm_act`.
 """
 
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from fastdreamer_kernels import _dispatch
 from fastdreamer_kernels.functional import Layer, Projection, flatten
 from fastdreamer_kernels.mlp import reference
 
-_dispatch.define("mlp", "native")
+_dispatch.define("mlp", "native", "triton")
 MOST_LAYERS = 8  # layers.h
 
 
@@ -40,6 +40,8 @@ def mlp(
     chosen = _dispatch.choose("mlp", x, backend)
     if chosen == "reference":
         return reference.mlp(layers, output, x, stoch)
+    if chosen == "triton":
+        return _dispatch.lazily("mlp", "triton", "mlp")(layers, output, x, stoch)
     flat = flatten(layers if output is None else (*layers, output))
     keep = torch.is_grad_enabled() and (x.requires_grad or any(weight.requires_grad for weight in flat))
     classes = None if stoch is None else stoch.reshape(-1, stoch.shape[-1]).contiguous()
