@@ -33,4 +33,5 @@ def pytest_benchmark_update_json(benchmarks: list[Any], output_json: dict[str, A
         (each["group"], each["extra_info"]["backend"]): each["stats"]["median"] for each in output_json["benchmarks"]
     }
     for each in output_json["benchmarks"]:
-        each["extra_info"]["ratio"] = round(each["stats"]["median"] / medians[each["group"], "reference"], 4)
+        if reference := medians.get((each["group"], "reference")):  # it may have failed
+            each["extra_info"]["ratio"] = round(each["stats"]["median"] / reference, 4)

@@ -33,10 +33,16 @@ def make_config(
 
 def make_learner(config: Config, task: Task) -> Learner:
     """A learner whose ring is full of random records, an episode's beginning among fifty."""
-    learner, rng = Learner(config, OBS[task], ACT), np.random.default_rng(config.run.seed)
-    for _ in range(4 * config.replay.batch_length):
-        add_record(learner, task, rng)
+    learner = Learner(config, OBS[task], ACT)
+    fill(learner, task)
     return learner
+
+
+def fill(learner: Learner, task: Task) -> None:
+    """Fills its ring."""
+    rng = np.random.default_rng(learner.config.run.seed)
+    for _ in range(4 * learner.config.replay.batch_length):
+        add_record(learner, task, rng)
 
 
 def add_record(learner: Learner, task: Task, rng: np.random.Generator) -> None:

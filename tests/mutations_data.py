@@ -19,6 +19,7 @@ ONLINE = "test_replay.py::test_online_windows_come_first_in_order_and_once"
 DROPPED = "test_replay.py::test_online_windows_that_are_too_old_are_dropped"
 DRAWN = "test_replay.py::test_windows_are_drawn_uniformly_with_replacement"
 OVERLAP = "test_replay.py::test_overlapping_windows_keep_the_states_of_the_highest_batch_index"
+SOURCES = "test_replay.py::test_every_window_writes_what_the_last_one_with_the_same_record_does"
 FLAGS = "test_golden_replay.py::test_flags_of_abandoned_episodes"
 RATIO = "test_golden_schedule.py::test_updates_at_every_step"
 ANSWERS = "test_noise.py::test_philox_gives_the_published_answers"
@@ -111,7 +112,7 @@ RING = {
         OVERLAP,
     ),
     "every window writes": Mutation(
-        WINDOWS, "source[:] = winners(plan, self.time)", "source.flat = range(source.size)", OVERLAP
+        WINDOWS, "source[:] = winners(plan, self.time)", "source.flat = range(source.size)", SOURCES
     ),
 }
 

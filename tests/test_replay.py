@@ -155,6 +155,17 @@ def test_overlapping_windows_keep_the_states_of_the_highest_batch_index() -> Non
     assert torch.equal(ring.latents["deter"][0, untouched], before[untouched])
 
 
+def test_every_window_writes_what_the_last_one_with_the_same_record_does() -> None:
+    """On a GPU rows are written in any order: where windows overlap, all of them must bring the same values."""
+    ring, rng = make_ring(num_envs=2, batch_size=3, batch_length=4), np.random.default_rng(0)
+    for _ in range(12):
+        add(ring, make_record(rng, 2))
+    # Records 5..8, 3..6 and 5..8 of the first environment; then the middle one of the second.
+    for env, expected in ((0, [8, 9, 10, 11, 4, 5, 8, 9, 8, 9, 10, 11]), (1, [8, 9, 10, 11, 4, 5, 6, 7, 8, 9, 10, 11])):
+        ring.stage(Plan(env=np.array([0, env, 0]), start=np.array([4, 2, 4]), online=0))
+        assert ring._windows._source.tolist() == expected
+
+
 def test_a_window_that_was_overwritten_is_refused() -> None:
     ring, rng = make_ring(num_envs=1, capacity=3, batch_size=2, batch_length=4), np.random.default_rng(0)
     for _ in range(5):
