@@ -7,6 +7,7 @@ import numpy as np
 from fastdreamer.config import Config, EnvConfig, LossConfig, ModelConfig, ReplayConfig, RunConfig
 from fastdreamer.learner import Learner
 from fastdreamer.spaces import Space, Spaces
+from fastdreamer.streams import wait_for
 
 Task = Literal["vector", "image"]
 OBS: dict[Task, Spaces] = {
@@ -43,6 +44,7 @@ def fill(learner: Learner, task: Task) -> None:
     rng = np.random.default_rng(learner.config.run.seed)
     for _ in range(4 * learner.config.replay.batch_length):
         add_record(learner, task, rng)
+    wait_for(learner.device)  # records come by the default stream
 
 
 def add_record(learner: Learner, task: Task, rng: np.random.Generator) -> None:

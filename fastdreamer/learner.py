@@ -29,7 +29,7 @@ from fastdreamer.replay_placement import Wanted
 from fastdreamer.replay_window import Plan
 from fastdreamer.spaces import Spaces
 from fastdreamer.steps import ActStep, TrainStep
-from fastdreamer.streams import CudaQueue, Done, Mark, Queue, make_queue
+from fastdreamer.streams import CudaQueue, Done, Mark, Queue, make_queue, wait_for
 
 
 class Learner:
@@ -116,6 +116,7 @@ class Learner:
         self.replay.load(saved.path.parents[1] / "replay", saved.replay)
         self.agent.renew_halves()
         self.policy.take_weights()
+        wait_for(self.device)  # all this was the default stream's, for which no queue waits
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         """Parameters by official name, and the return normaliser."""

@@ -22,7 +22,7 @@ from fastdreamer.replay import Replay
 from fastdreamer.replay_fetch import host_zeros
 from fastdreamer.replay_window import Plan
 from fastdreamer.spaces import Spaces
-from fastdreamer.streams import CudaQueue, make_queue
+from fastdreamer.streams import CudaQueue, make_queue, wait_for
 
 WARMUP = 3
 """Runs before a capture: every kernel is loaded, every size known, every gradient's node made on the right stream."""
@@ -49,7 +49,7 @@ class Captured:
 def warm_up(run: Callable[[], None], state: Sequence[Tensor], queue: CudaQueue) -> None:
     """Runs a function a few times on a stream, and gives what it changes its old values back."""
     before = [tensor.detach().clone() for tensor in state]
-    torch.cuda.synchronize()
+    wait_for(queue.stream.device)
     for _ in range(WARMUP):
         queue.run(run)
     queue.run(lambda: put_back(state, before)).wait()

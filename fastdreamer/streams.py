@@ -133,6 +133,12 @@ def mark_here(device: torch.device) -> Mark:
     return _Recorded(event)
 
 
+def wait_for(device: torch.device) -> None:
+    """Returns once everything that was launched on the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def make_queue(device: torch.device, urgent: bool = False, beside: bool = False) -> Queue:
     """A queue for work on this device; beside: it shall not keep the caller from going on, on the CPU neither."""
     if device.type == "cuda":

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ class InlineCuda(CudaQueue):
     """A CUDA stream that runs on the CPU."""
 
     def __init__(self) -> None:
-        pass
+        self.stream = SimpleNamespace(device=torch.device("cpu"))  # type: ignore[assignment]
 
     def run(self, work: Callable[[], object]) -> Mark:
         work()
@@ -55,7 +56,6 @@ class Replayed:
 @pytest.fixture
 def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Steps warm up and are captured, on the CPU. Rows that the ring has not written yet are zero, as a GPU's are."""
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch, "empty", torch.zeros)
     monkeypatch.setattr(steps, "Captured", Replayed)
     monkeypatch.setattr(steps, "make_queue", lambda *_, **__: InlineCuda())
