@@ -6,10 +6,11 @@ T + 1 successive records of one environment: the first gives the start state and
 T are trained on. Window number w, counted over all environments in the order in which windows become complete, starts
 at record w // num_envs of environment w % num_envs; the newest `capacity` windows can be sampled. Source: SPEC 1.1-1.3.
 
-`insert` and `windows` are made of tensors alone, for CUDA graphs to hold; the host counts, plans and saves.
+`insert`, `window` and `write_back` look at tensors alone, for CUDA graphs to hold; the host counts, plans and saves.
 """
 
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,7 +37,8 @@ class Replay:
 
     deter, stoch: widths of the stored state; deter is kept in `dtype`, stoch as one byte per class index. capacity: how
     many windows can be sampled before the oldest are dropped. device: the learner's, where everything lies but the
-    observations that `places` puts elsewhere. Raises ValueError if the rows cannot fit into memory.
+    observations that `placement` puts elsewhere, for which peak counts: see `choose`. Raises ValueError if the rows
+    cannot fit into memory.
     """
 
     def __init__(
@@ -70,7 +72,10 @@ class Replay:
         self._files = ChunkFiles("records", self.records), ChunkFiles("latents", self.latents)
         pinned = [self.records[key] for key in away if places[key] == "pinned"]
         self._pinning = Pinning(pinned) if pinned else None
-        locked = self._pinning.covers if self._pinning else lambda part: False
+        locked: Callable[[Tensor], bool] = lambda part: False  # noqa: E731
+        if self._pinning is not None:
+            locked = self._pinning.covers
+            weakref.finalize(self, self._pinning.close)
         self._windows = Windows(self.records, self.latents, self.away, locked, batch_size, batch_length, device)
         self.cursor = torch.zeros((), dtype=torch.int64, device=device)
         """The row that `insert` writes next."""

@@ -23,6 +23,9 @@ from fastdreamer.schedule import Every
 
 logger = logging.getLogger(__name__)
 
+MOST_SKIPPED = 10
+"""Updates in a row that change nothing before a run gives up: a single one may be the fault of its data."""
+
 
 class Stop:
     """Set by the first Ctrl-C or SIGTERM: the run saves and ends. The second one ends it at once."""
@@ -95,6 +98,8 @@ class Run:
         self.training, self.folder, self.writer, self.stop, self.started = training, folder, writer, stop, started
         self.mark = self._read_mark()
         self.reading: Reading | None = None
+        self.skipped = 0
+        """The latest updates, as far as logs tell, none of which was finite."""
 
     def train(self) -> None:
         """Trains until the run is done or a signal comes, with its logs, evaluations and checkpoints, and saves."""
@@ -143,7 +148,7 @@ class Run:
     def log(self) -> None:
         """Writes what happened since the last log, with the metrics that were read, to the console and metrics.jsonl.
 
-        Raises ValueError where no update was finite: nothing is learned any more.
+        Raises ValueError where none of many updates was finite: nothing is learned any more.
         """
         assert self.reading is not None
         with range_("log"):
@@ -164,9 +169,12 @@ class Run:
             self.writer.write(record)
             logger.info("%s", console_line(record))
             self.mark = now
-        if metrics.get("opt/skipped") == 1:
+        if updates:
+            self.skipped = self.skipped + int(updates) if metrics.get("opt/skipped") == 1 else 0
+        if self.skipped >= MOST_SKIPPED:
             raise ValueError(
-                f"no gradient of the updates up to {now[2]} is finite: training has diverged; try a smaller optim.lr"
+                f"none of the last {self.skipped} updates, up to {now[2]}, was finite: training has diverged;"
+                " try a smaller optim.lr"
             )
 
     def evaluate(self) -> float | None:

@@ -285,13 +285,35 @@ def test_a_run_that_diverged_ends(tmp_path: Path) -> None:
         kernel.fill_(math.nan)
     with JsonlWriter(tmp_path / "metrics.jsonl") as writer:
         run = Run(training, tmp_path, writer, Stop(), 0.0)
-        training.update(2)
-        run.reading = training.learner.read_metrics()
-        with pytest.raises(ValueError, match=r"^no gradient of the updates up to 5 is finite: training has diverged"):
-            run.log()
+        for updates in (7, 0, 2, 1):
+            training.update(updates)
+            run.reading = training.learner.read_metrics()
+            if updates == 1:
+                with pytest.raises(
+                    ValueError, match=r"^none of the last 10 updates, up to 13, was finite: training has"
+                ):
+                    run.log()
+            else:
+                run.log()
     training.env.close()
     record = read_jsonl(tmp_path / "metrics.jsonl")[-1]
     assert record["opt/skipped"] == 1 and "opt/loss" not in record
+
+
+def test_a_single_update_that_is_not_finite_ends_nothing(tmp_path: Path) -> None:
+    training = Training(tiny_config(tmp_path), None)
+    while training.progress.updates < 3:
+        training.advance()
+    with JsonlWriter(tmp_path / "metrics.jsonl") as writer:
+        run = Run(training, tmp_path, writer, Stop(), 0.0)
+        for skipped in (1.0, 1.0, 0.5) * 4:
+            training.learner.metrics.flush()
+            training.progress.updates += 4
+            training.learner.metrics.add({"opt/skipped": skipped})
+            run.reading = training.learner.read_metrics()
+            run.log()
+    training.env.close()
+    assert run.skipped == 0
 
 
 def test_two_runs_cannot_make_one_folder(tmp_path: Path) -> None:
