@@ -6,11 +6,13 @@
       replay/index.json                what the ring needs to read its chunks: {"chunks": {name: crc32}, ...}
       MANIFEST.json                    written last: bytes, sha256 and tensors of every other file
 
-So a checkpoint is there as a whole or not at all, and a damaged one is recognised. The chunks of the ring lie in
-RUN/replay/, are never rewritten, and may belong to several checkpoints: the ring writes and reads them, this module
-checks them and deletes those that no checkpoint needs. A run folder has one writer.
+So a checkpoint is there as a whole or not at all, and a damaged one is recognised. Also after a power failure: every
+file is on the disk before its folder is renamed, and the renaming before anything older is deleted. The chunks of the
+ring lie in RUN/replay/, are never rewritten, and may belong to several checkpoints: the ring writes and reads them,
+this module checks them and deletes those that no checkpoint needs. A run folder has one writer.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -75,7 +77,7 @@ def save(
     "chunks" maps the names of files in RUN/replay/, complete by now, to their crc32; None saves no replay. A checkpoint
     of the same step is replaced, and one of a later step is deleted: it belongs to a future that the run has left.
     Returns the folder. Raises ValueError for data that is not JSON or a chunk that is not there, OSError where writing
-    fails; the older checkpoints are untouched then.
+    fails or what was written does not read back; the older checkpoints are untouched then.
     """
     for name in _chunks(run, index):
         if not (run / "replay" / name).is_file():
@@ -88,16 +90,24 @@ def save(
     shapes = {}
     for group, named in tensors.items():
         packed = _pack(named)
-        safetensors.torch.save_file(packed, temporary / (group + TENSORS))
+        write_tensors(temporary / (group + TENSORS), packed)
         shapes[group + TENSORS] = _describe(packed)
     _write_json(temporary / STATE, state)
     if index is not None:
         _write_json(temporary / INDEX, index)
+        sync(temporary / INDEX.partition("/")[0])
     files = {name: _entry(temporary / name, shapes.get(name)) for name in _files(temporary)}
     _write_json(temporary / MANIFEST, {"format": FORMAT, "files": files})
+    sync(temporary)
     if target.exists():
         os.rename(target, _temporary(target.parent))
     os.rename(temporary, target)
+    sync(target.parent)
+    try:
+        for name, entry in _read_manifest(target).items():
+            _verify(target, name, entry)
+    except CheckpointError as error:
+        raise OSError(errno.EIO, f"what was written does not read back: {error}", str(target)) from error
     _prune(run, step)
     return target
 
@@ -158,6 +168,24 @@ def load_into(target: Mapping[str, Tensor], source: Mapping[str, Tensor], name: 
             tensor.copy_(source[key])
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file that is on the disk when this returns. Raises OSError where that fails."""
+    try:
+        safetensors.torch.save_file(dict(tensors), path)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(path)) from error
+    sync(path)
+
+
+def sync(path: Path) -> None:
+    """Returns when a file, or the names in a folder, are on the disk."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
 def crc32(path: Path) -> int:
     """The checksum of a file as a replay index names it."""
     value = 0
@@ -207,6 +235,7 @@ def _files(path: Path) -> list[str]:
 def _write_json(path: Path, data: Mapping[str, object]) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(data, default=_refuse, separators=(",", ":")))
+    sync(path)
 
 
 def _refuse(value: object) -> None:

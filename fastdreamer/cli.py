@@ -42,11 +42,11 @@ class _Words(NamedTuple):
     help: bool
 
 
-def fail(message: object) -> NoReturn:
-    """End the program on a user's mistake: one line on stderr, exit code 2."""
+def fail(message: object, code: int = 2) -> NoReturn:
+    """End the program with one line on stderr; exit code 2 is a user's mistake."""
     line = " ".join(str(message).split())
     print(f"fastdreamer: error: {line}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(code)
 
 
 def parse(argv: Sequence[str]) -> Job:

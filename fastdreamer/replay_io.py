@@ -13,10 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from fastdreamer.checkpoint import crc32
+from fastdreamer.checkpoint import crc32, sync, write_tensors
 
 CHUNK = 1024
 """Most records per environment in one file, as in the official code."""
@@ -69,6 +68,7 @@ class ChunkFiles:
             if chunk is None or chunk.end != stop or not (folder / chunk.name).is_file():
                 chunk = self._write(folder, begin, stop)
             chunks[number] = chunk
+        sync(folder)
         self._written = chunks
         return {chunk.name: chunk.crc32 for chunk in chunks.values()}
 
@@ -100,7 +100,7 @@ class ChunkFiles:
     def _write(self, folder: Path, first: int, end: int) -> Chunk:
         temporary = folder / f".tmp-{os.getpid()}-{secrets.token_hex(4)}.safetensors"
         rows = self._rows(first, end)
-        save_file({key: ring[:, rows].cpu().contiguous() for key, ring in self.ring.items()}, temporary)
+        write_tensors(temporary, {key: ring[:, rows].cpu().contiguous() for key, ring in self.ring.items()})
         crc = crc32(temporary)
         chunk = Chunk(f"{self.kind}-{first:010}-{crc:08x}.safetensors", crc, first, end)
         os.rename(temporary, folder / chunk.name)  # so a file of this name is there as a whole or not at all

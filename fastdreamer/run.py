@@ -23,16 +23,21 @@ from fastdreamer.schedule import Every
 
 logger = logging.getLogger(__name__)
 
+STOPPING = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
 MOST_SKIPPED = 10
 """Updates in a row that change nothing before a run gives up: a single one may be the fault of its data."""
 
 
+class DivergedError(ValueError):
+    """Training cannot go on: its numbers are not finite."""
+
+
 class Stop:
-    """Set by the first Ctrl-C or SIGTERM: the run saves and ends. The second one ends it at once."""
+    """Set by the first Ctrl-C, SIGTERM or SIGUSR1: the run saves and ends. The second one ends it at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOPPING:
             signal.signal(number, self._receive)
 
     def requested(self) -> bool:
@@ -41,7 +46,7 @@ class Stop:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        for each in (signal.SIGINT, signal.SIGTERM):
+        for each in STOPPING:
             signal.signal(each, signal.SIG_DFL)
 
 
@@ -110,7 +115,7 @@ class Run:
             try:
                 scores = training.advance()
             except EnvError:
-                training.save(self.folder)  # the environment's failure must not cost what was learned
+                self.save()  # the environment's failure must not cost what was learned
                 raise
             for score in scores:
                 self.writer.write({"step": training.env_steps, "episode/return": score})
@@ -123,13 +128,21 @@ class Run:
             if evaluation.due(training.env_steps) and not training.done:
                 self.evaluate()
             if save.due(progress.train_seconds):
-                training.save(self.folder)
+                self.save()
         if self.reading is not None:
             self.log()
         if self._read_mark() != self.mark:
             self.reading = training.learner.read_metrics()
             self.log()
-        training.save(self.folder)
+        self.save()
+
+    def save(self) -> None:
+        """Writes a checkpoint; where that fails, the run goes on with the one before and says so."""
+        try:
+            self.training.save(self.folder)
+        except OSError as error:
+            step, reason = self.training.env_steps, error.strerror or error
+            logger.warning("checkpoint of step %d was not written: %s; those before it are kept", step, reason)
 
     def _note_first_update(self) -> None:
         self.training.learner.drain()
@@ -140,7 +153,7 @@ class Run:
             "first update at step %d, %.1f s after the start, %.1f s of them to fill the replay",
             self.training.env_steps, seconds, filling,
         )  # fmt: skip
-        self.training.save(self.folder)  # from here on the run can be resumed
+        self.save()  # from here on the run can be resumed
 
     def _read_mark(self) -> tuple[float, int, int]:
         return self.training.progress.train_seconds, self.training.env_steps, self.training.progress.updates
@@ -172,7 +185,7 @@ class Run:
         if updates:
             self.skipped = self.skipped + int(updates) if metrics.get("opt/skipped") == 1 else 0
         if self.skipped >= MOST_SKIPPED:
-            raise ValueError(
+            raise DivergedError(
                 f"none of the last {self.skipped} updates, up to {now[2]}, was finite: training has diverged;"
                 " try a smaller optim.lr"
             )

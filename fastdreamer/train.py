@@ -5,9 +5,12 @@ import os
 import sys
 import time
 
+DIVERGED, OUT_OF_MEMORY = 3, 4
+KNOBS = "out of memory, try a smaller replay.capacity, replay.batch_size or model.size"
+
 
 def main(argv: list[str]) -> int:
-    """The exit code: 0, 2 for a user's mistake (one line), 128 + n after signal n."""
+    """The exit code: 0 done, 2 a user's mistake, 3 diverged, 4 out of memory; 128 + n after signal n."""
     started = time.perf_counter()
     # Waiting threads that spin starve the environments' threads; read by OpenMP when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -15,14 +18,26 @@ def main(argv: list[str]) -> int:
 
     job = cli.parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    from fastdreamer.run import run
+    from fastdreamer.run import DivergedError, run
 
     try:
         return run(job.config, job.resume, started)
+    except DivergedError as error:
+        cli.fail(error, DIVERGED)
     except ValueError as error:
         if not is_ours(error):
             raise
-        cli.fail(str(error))
+        cli.fail(error)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        cli.fail(f"{KNOBS}: {str(error)[:200]}", OUT_OF_MEMORY)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether it was the host's or the GPU's memory that ran out: torch has an error of its own for the GPU alone."""
+    names = (type(error).__name__, str(error))
+    return isinstance(error, MemoryError) or "OutOfMemoryError" in names[0] or "can't allocate memory" in names[1]
 
 
 def is_ours(error: ValueError) -> bool:

@@ -182,7 +182,7 @@ def test_a_longer_run_goes_on_where_it_ended(tmp_path: Path) -> None:
     assert steps == sorted(steps) and steps[-1] == STEPS
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, number: int, code: int) -> None:
     folder = tmp_path / "run"
     arguments = [

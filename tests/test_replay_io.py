@@ -218,13 +218,13 @@ def test_a_save_that_fails_can_be_repeated(tmp_path: Path, monkeypatch: pytest.M
     ring, _ = filled(20)
     calls = []
 
-    def fail_on_the_third(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    def fail_on_the_third(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         calls.append(path)
         if len(calls) == 3:
             raise OSError("No space left on device")
         save_file(tensors, path)
 
-    monkeypatch.setattr(replay_io, "save_file", fail_on_the_third)
+    monkeypatch.setattr(replay_io, "write_tensors", fail_on_the_third)
     with pytest.raises(OSError, match="No space left"):
         ring.save(tmp_path)
     index = ring.save(tmp_path)
