@@ -33,13 +33,15 @@ class LaProp:
         self._slow_index = [i for i, name in enumerate(self.names) if name in averaged]
         self._slow = [averaged[self.names[i]] for i in self._slow_index]
         self.shadow = list(shadow)
+        assert not (weight_decay and shadow), "the op makes the copies, before the decay"
         self._size = sum(param.numel() for param in self.params)
 
     @torch.no_grad()
     def step(self) -> dict[str, Tensor]:
         """One update; clears the gradients. Returns grad_norm, grad_rms, update_rms, param_rms as 0-d tensors.
 
-        And skipped: 1 where the gradients were not finite, so that nothing changed, the step neither; else 0.
+        And skipped: 1 where the gradients were not finite, so that nothing changed, the step neither; else 0. The next
+        update then has the learning rate of this one.
         """
         grads = [param.grad for param in self.params if param.grad is not None]
         assert len(grads) == len(self.params), "every parameter must have a gradient"
@@ -59,7 +61,7 @@ class LaProp:
         for param, part in zip(self.params, decay, strict=True):
             param.grad = None
             if part is not None:
-                param -= part * made
+                param -= torch.where(made, part, 0.0)  # 0 times a part would turn -0 into 0, and inf into NaN
         grad, update, new = squares.sqrt().unbind()
         count = self._size**0.5
         return {

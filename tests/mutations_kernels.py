@@ -69,6 +69,9 @@ NATIVE = {
     "an infinite gradient is taken": Mutation(
         LAPROP, "__builtin_isfinite(static_cast<float>(totals[0]))", "totals[0] == totals[0]", SKIPS
     ),
+    "a skipped update loses the squares of its parameters": Mutation(
+        LAPROP, "finite ? all[i].update[1] : all[i].theta", "finite ? all[i].update[1] : 0", SKIPS
+    ),
     "only the first average": Mutation(
         LAPROP, "slow[average++]", "slow[average]",
         values("laprop_agc-(3,5)-(17,)-(4,3,5,2)-(1,)-0.3-7-shadow-1-2"),
@@ -211,6 +214,15 @@ TRITON = {
     ),
     "a gradient of NaN is taken": Mutation(
         f"{KERNELS}laprop_agc/cuda.py", 'tl.load(total) < float("inf")', 'tl.load(total) != float("inf")', SKIPS
+    ),
+    "only the first chunks are looked at": Mutation(
+        f"{KERNELS}laprop_agc/cuda.py", "part += tl.load(sums + at, at < chunks, 0.0)\n    tl.store(total",
+        "part = tl.load(sums + at, at < chunks, 0.0)\n    tl.store(total",
+        f"{CUDA}::test_laprop_agc_adds_up_more_chunks_than_a_program_holds_at_once",
+    ),
+    "a skipped update updates the rest of a chunk": Mutation(
+        f"{KERNELS}laprop_agc/cuda.py", "length = tl.where(finite, length, 0)",
+        "length = tl.where(finite, length, length % BLOCK)", SKIPS,
     ),
     "counter of 32 bits": Mutation(
         f"{KERNELS}philox/cuda.py", "(now >> 32)", "(now & 0)", f"{NUMBERS}::test_the_triton_kernel"

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 import formulas
 import pytest
@@ -377,6 +378,109 @@ def test_laprop_agc_keeps_denormals(fence: Fence) -> None:
     optimized.step([torch.tensor([3e-18, 1e-18, 1e-19])], 1, lr=0.0, agc=0.0)
     update = optimized.mu[0].cpu() / 0.1
     torch.testing.assert_close(update, torch.tensor([0.997, 0.990, 0.909]), rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("agc", [0.0, 0.3])
+def test_laprop_agc_changes_nothing_where_a_gradient_is_not_finite(fence: Fence, agc: float, value: float) -> None:
+    """Programs of every tensor see it, whichever chunk it is in; the next update is as if there had been none."""
+    optimized = Optimized(fence, SHAPES, True, [1, 4])
+    grads = [normal(10 + i, *shape) for i, shape in enumerate(SHAPES)]
+    optimized.step(grads, 1, lr=0.01, agc=agc)
+    changed = [*optimized.params, *optimized.nu, *optimized.mu, *optimized.shadow, *optimized.slow]
+    before = [x.clone() for x in changed]
+    bad = [fence.given(x) for x in grads]
+    bad[-1][-1, -1] = value
+    stats = laprop.laprop_agc(
+        optimized.params, bad, optimized.nu, optimized.mu, optimized.shadow, optimized.slow, optimized.slow_index,
+        fence.given(torch.tensor(2.0)), fence.given(torch.tensor(0.01)), agc,
+    )  # fmt: skip
+    assert_same_bits(changed, before)
+    assert not stats[0].isfinite() and stats[1] == 0
+    of_params = sum(x.double().square().sum().item() for x in optimized.params)
+    assert stats[2].item() == pytest.approx(of_params, rel=1e-5)
+    optimized.step(grads, 2, lr=0.01, agc=agc)
+    optimized.check()
+
+
+def assert_same_bits(actual: list[Tensor], expected: list[Tensor]) -> None:
+    for x, y in zip(actual, expected, strict=True):
+        integers = torch.int16 if x.dtype == torch.bfloat16 else torch.int32
+        assert torch.equal(x.view(integers), y.view(integers))
+
+
+@pytest.mark.parametrize("chunks", [1, 1024, 2500])
+def test_laprop_agc_adds_up_more_chunks_than_a_program_holds_at_once(fence: Fence, chunks: int) -> None:
+    sums = normal(0, chunks).square()
+    for value in (1.0, math.nan, math.inf):
+        sums[-1] = value
+        total = fence.empty(1, dtype=torch.float32)
+        laprop._total_kernel[(1,)](fence.given(sums), total, chunks, BLOCK=laprop.BLOCK, num_warps=4)
+        assert total.item() == pytest.approx(sums.double().sum().item(), rel=1e-5, nan_ok=True)
+
+
+def test_a_capture_takes_the_page_locked_table_that_a_call_before_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def empty(shape: tuple[int, ...], dtype: torch.dtype, pin_memory: bool) -> Tensor:
+        assert pin_memory and not capturing
+        made.append(torch.zeros(shape, dtype=dtype))
+        return made[-1]
+
+    monkeypatch.setattr(laprop, "_spare", {})
+    monkeypatch.setattr(laprop, "_captured", [])
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(Tensor, "pin_memory", Tensor.clone)
+    monkeypatch.setattr(Tensor, "to", lambda host, device, non_blocking: host)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    cuda, capturing = torch.device("cuda"), False
+    for table in ([[1, 2]], [[3, 4]], [[5], [6]]):
+        assert laprop._upload(table, cuda).tolist() == table
+    assert [tuple(x.shape) for x in made] == [(1, 2), (2, 1)], "one of each shape"
+    capturing = True
+    taken = laprop._upload([[7, 8]], cuda)
+    assert taken is made[0] and taken.tolist() == [[7, 8]]
+    with pytest.raises(AssertionError, match="the first call precedes any capture"):
+        laprop._upload([[9, 10]], cuda)
+    assert taken.tolist() == [[7, 8]], "a graph copies from it at every replay"
+    capturing = False
+    laprop._upload([[1, 2]], cuda)
+    capturing = True
+    assert laprop._upload([[9, 10]], cuda) is made[2]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETED, reason="interpreted")
+def test_laprop_agc_in_a_graph_decides_at_every_replay() -> None:
+    shapes = [(7,), (3, 1700)]
+    params, grads, nu, mu = ([normal(10 * i + j, *s).cuda() for j, s in enumerate(shapes)] for i in range(4))
+    nu = [x.square() for x in nu]
+    shadow, slow = [x.bfloat16() for x in params], [params[1].clone()]
+    one, lr = torch.ones((), device="cuda"), torch.full((), 0.01, device="cuda")
+
+    def update(*state: list[Tensor]) -> Tensor:
+        params, nu, mu, shadow, slow = state
+        return laprop.laprop_agc(params, grads, nu, mu, shadow, slow, [1], one, lr, 0.3)
+
+    def clone() -> tuple[list[Tensor], ...]:
+        return tuple([x.clone() for x in tensors] for tensors in state)
+
+    state = params, nu, mu, shadow, slow
+    update(*state)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        stats = update(*state)
+    before, expected = clone(), clone()
+    wanted = update(*expected)
+    good = grads[1][-1, -1].clone()
+    grads[1][-1, -1] = math.nan
+    graph.replay()
+    assert not stats[0].isfinite() and stats[1] == 0
+    assert_same_bits([*chain(*state)], [*chain(*before)])
+    grads[1][-1, -1] = good
+    graph.replay()
+    assert torch.equal(stats, wanted) and stats.isfinite().all()
+    assert_same_bits([*chain(*state)], [*chain(*expected)])
 
 
 @pytest.mark.parametrize("kind", ["bits", "uniform", "normal"])

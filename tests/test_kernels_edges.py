@@ -1,12 +1,15 @@
 """Where kernels go wrong between the ordinary values: ends of intervals, denormals, NaN, mirrored bins."""
 
+from itertools import chain
+
 import formulas
 import kernel_cases
 import pytest
 import torch
 from formulas import Sizes, make_weights, normal, observed, uniforms
-from kernel_checks import CPU, needs_native
+from kernel_checks import CPU, bytes_of, needs_native
 from kernel_model_cases import MIXED, make_bins, mlp_case
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import fastdreamer_kernels
@@ -104,29 +107,50 @@ def test_laprop_rounds_the_shadow_to_nearest_even(backend: str) -> None:
     assert torch.equal(shadow[0], ties.bfloat16())
 
 
+NOT_FINITE: dict[str, tuple[float, list[tuple[int, int | slice]]]] = {
+    "nan in the last element": (torch.nan, [(1, -1)]),
+    "inf in the first element": (torch.inf, [(0, 0)]),
+    "-inf in the middle": (-torch.inf, [(0, 5)]),
+    "a finite value with an infinite square": (2e19, [(1, 3)]),
+    "finite squares with an infinite sum": (1e19, [(1, slice(None))]),
+    "finite norms with an infinite sum": (1.5e19, [(0, 3), (1, 3)]),
+}
+"""A value and its places in two gradients."""
+
+
+def laprop_state() -> tuple[list[Tensor], ...]:
+    """Params, nu, mu, shadow and slow; with zeros of both signs, which are equal but for their bits."""
+    params, nu, mu, slow = ([normal(10 * i + j, 20) for j in range(2)] for i in range(4))
+    nu, shadow = [x.square() for x in nu], [normal(60 + j, 20).bfloat16() for j in range(2)]
+    for x in (*params, *nu, *mu, *shadow, *slow):
+        x[2], x[3] = -0.0, 0.0
+    return params, nu, mu, shadow, slow[:1]
+
+
 @pytest.mark.parametrize("agc", [0.0, 0.3])
-@pytest.mark.parametrize("at, value", [((1, -1), torch.nan), ((0, 0), torch.inf), ((0, 5), -torch.inf), ((1, 3), 2e19)])
+@pytest.mark.parametrize("kind", NOT_FINITE)
 @pytest.mark.parametrize("backend", CPU)
-def test_laprop_changes_nothing_where_a_gradient_is_not_finite(
-    backend: str, at: tuple[int, int], value: float, agc: float
-) -> None:
-    """2e19 is finite, its square is not."""
-    params, grads, nu, mu, slow = ([normal(10 * i + j, 20) for j in range(2)] for i in range(5))
-    nu = [x.square() for x in nu]
-    shadow = [normal(60 + j, 20).bfloat16() for j in range(2)]
-    slow = slow[:1]
-    before = [x.clone() for x in (*params, *nu, *mu, *slow, *shadow)]
-    good = [x.clone() for x in grads]
-    grads[at[0]][at[1]] = value
-    one = torch.tensor(1.0)
-    stats = laprop_agc(params, grads, nu, mu, shadow, slow, [1], one, one, agc, backend=backend)
-    for tensor, old in zip((*params, *nu, *mu, *slow, *shadow), before, strict=True):
-        assert torch.equal(tensor, old)
+def test_laprop_changes_nothing_where_a_gradient_is_not_finite(backend: str, kind: str, agc: float) -> None:
+    def update(state: tuple[list[Tensor], ...], grads: list[Tensor]) -> Tensor:
+        params, *rest = state
+        return laprop_agc(params, grads, *rest, [1], torch.tensor(1.0), torch.tensor(0.1), agc, backend=backend)
+
+    def all_bytes(state: tuple[list[Tensor], ...]) -> list[bytes]:
+        return bytes_of(tuple(chain(*state)))
+
+    state, fresh = laprop_state(), laprop_state()
+    good, bad = ([normal(80 + j, 20) for j in range(2)] for _ in range(2))
+    value, places = NOT_FINITE[kind]
+    for tensor, at in places:
+        bad[tensor][at] = value
+    stats = update(state, bad)
+    assert all_bytes(state) == all_bytes(fresh)
     assert not stats[0].isfinite() and stats[1] == 0
-    assert stats[2].item() == pytest.approx(sum(x.double().square().sum().item() for x in params), rel=1e-5)
-    stats = laprop_agc(params, good, nu, mu, shadow, slow, [1], one, one, agc, backend=backend)
-    assert stats.isfinite().all() and stats[1] > 0
-    assert not any(torch.equal(tensor, old) for tensor, old in zip((*params, *nu, *mu, *slow), before, strict=False))
+    assert stats[2].item() == pytest.approx(sum(x.double().square().sum().item() for x in fresh[0]), rel=1e-5)
+    stats, expected = update(state, good), update(fresh, good)
+    assert torch.equal(stats, expected) and stats.isfinite().all() and stats[1] > 0
+    assert all_bytes(state) == all_bytes(fresh)
+    assert not any(new == old for new, old in zip(all_bytes(state), all_bytes(laprop_state()), strict=True))
 
 
 # Two-hot values at their edges

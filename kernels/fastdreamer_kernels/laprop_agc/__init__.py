@@ -7,8 +7,8 @@ Per tensor, with step t = 1, 2, ...:
     mu <- 0.9 mu + 0.1 u ;          theta <- theta - lr mu / (1 - 0.9^t)
     slow <- 0.98 slow + 0.02 theta
 
-If the sum of squares of all gradients is not a finite float32, nothing changes: the update is skipped, which the
-device decides.
+If the sum of squares of all gradients is not finite, since one of them is inf or NaN or since it overflows float32,
+nothing changes: params, nu, mu, shadow and slow keep their bits. The update is skipped, which the device decides.
 
 Nothing here may flush denormals: with eps 1e-20 a tiny gradient whose square vanishes would become a huge update.
 """
@@ -38,7 +38,7 @@ def laprop_agc(
     agc: the largest |gradient| / |parameter| per tensor, 0 for no clipping.
 
     Returns (3,) float32: of the gradients before clipping, the updates, the new parameters. The first is not finite
-    exactly where the update was skipped; the second is 0 then.
+    exactly where the update was skipped; the second is 0 then, the third that of the unchanged parameters.
     Raises ValueError if the lists do not fit together. Source: SPEC 1.9.
     """
     if not params or not agc >= 0:

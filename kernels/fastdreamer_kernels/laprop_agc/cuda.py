@@ -92,7 +92,7 @@ def _tensor_norm(sums, first, chunks, BLOCK: tl.constexpr):
 
 @triton.jit
 def _total_kernel(sums, total, chunks, BLOCK: tl.constexpr):
-    # sums (chunks,) float32, total () float32
+    # sums (chunks,) float32, total () float32; a launch of its own, or every program of the update read all sums
     part = tl.zeros((BLOCK,), tl.float32)
     for i in range(0, tl.cdiv(chunks, BLOCK)):
         at = i * BLOCK + tl.arange(0, BLOCK)
@@ -251,6 +251,7 @@ def _upload(table: Sequence[Sequence[int]], device: torch.device) -> Tensor:
         host = _spare.pop(shape).copy_(host)
         _captured.append(host)
     else:
-        _spare.setdefault(shape, torch.empty(shape, dtype=torch.int64, pin_memory=True))
+        if shape not in _spare:
+            _spare[shape] = torch.empty(shape, dtype=torch.int64, pin_memory=True)
         host = host.pin_memory()
     return host.to(device, non_blocking=True)
