@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 NEEDS := import sys; sys.exit(sys.version_info < (3, 11) and f"fastdreamer needs Python 3.11, got {sys.version.split()[0]}")
 
-.PHONY: train test test-slow kernels-check bench lint clean
+.PHONY: train test test-slow test-reliability kernels-check bench lint clean
 
 train: $(VENV)/.train
 	@$(BIN)/python -m fastdreamer.train $(ARGS)
@@ -20,6 +20,9 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(PYTEST) -m slow $(ARGS)
+
+test-reliability: $(VENV)/.test
+	$(PYTEST) tests/reliability $(ARGS)
 
 kernels-check: $(VENV)/.test
 	$(BIN)/python -m bench.kernels_check $(ARGS)
