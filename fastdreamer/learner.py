@@ -99,10 +99,15 @@ class Learner:
         self.queue.run(lambda: None).wait()
 
     def save(self, run: Path, env_steps: int, state: Mapping[str, object]) -> None:
-        """Writes a checkpoint of this moment: networks, optimizer, normaliser, counters and replay, and `state`."""
+        """Writes a checkpoint of this moment: networks, optimizer, normaliser, counters and replay, and `state`.
+
+        And the weights of the policy, where the schedule keeps it behind.
+        """
         self.drain()
-        tensors = {**self._tensors(), "optim": self.optimizer.state()}
-        counters = {"noise": {name: int(noise.counter) for name, noise in self._noise().items()}}
+        tensors: dict[str, Mapping[str, Tensor]] = {**self._tensors(), "optim": self.optimizer.state()}
+        counters = {"noise": {name: int(noise.counter) for name, noise in self._noise().items()}, "lag": self.lag}
+        if self.schedule == "pipeline":
+            tensors["policy"] = dict(self.policy.agent.named_parameters())
         checkpoint.save(run, env_steps, tensors, {**state, **counters}, self.replay.save(run / "replay"))
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
@@ -116,6 +121,10 @@ class Learner:
         self.replay.load(saved.path.parents[1] / "replay", saved.replay)
         self.agent.renew_halves()
         self.policy.take_weights()
+        if self.schedule == "pipeline" and "policy" in saved.tensors:  # its weights are a launch older
+            policy = dict(self.policy.agent.named_parameters())
+            checkpoint.load_into(policy, saved.tensors["policy"], f"{saved.path}/policy")
+            self.lag = saved.value("lag", int)
         wait_for(self.device)  # all this was the default stream's, for which no queue waits
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:

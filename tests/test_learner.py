@@ -13,6 +13,7 @@ import torch
 from test_loop import tiny_config
 from torch import Tensor
 
+from fastdreamer import checkpoint
 from fastdreamer.agent import Agent
 from fastdreamer.config import Config
 from fastdreamer.env import make_env
@@ -171,16 +172,34 @@ def test_an_error_of_the_learners_thread_is_raised(tmp_path: Path, look: Callabl
 
 
 def test_a_pipelined_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    from fastdreamer import checkpoint
-
     config = scheduled(tmp_path, "pipeline")
     first = Training(config, None)
     while first.env_steps < 120:
         first.advance()
     first.save(tmp_path)
     second = Training(config, checkpoint.latest(tmp_path))
+    policies = [weights_of(training.learner.policy.agent) for training in (first, second)]
+    assert torch.equal(*policies) and first.learner.lag == second.learner.lag > 0
+    assert not torch.equal(policies[0], weights_of(first.learner.agent)), "they are a launch older"
+    for updates in (2, 0, 3):
+        for training in (first, second):
+            training.update(updates)
+            training.learner.drain()
+        ours, theirs = first.learner, second.learner
+        assert torch.equal(weights_of(ours.agent), weights_of(theirs.agent)) and ours.lag == theirs.lag
+        assert torch.equal(weights_of(ours.policy.agent), weights_of(theirs.policy.agent))
     for training in (first, second):
-        training.update(2)
-        training.learner.drain()
         training.env.close()
-    assert torch.equal(weights_of(first.learner.agent), weights_of(second.learner.agent))
+
+
+@pytest.mark.parametrize("before, after", [("sync", "pipeline"), ("pipeline", "sync")])
+def test_a_run_goes_on_in_another_schedule(tmp_path: Path, before: Schedule, after: Schedule) -> None:
+    first = Training(scheduled(tmp_path, before), None)
+    while first.env_steps < 120:
+        first.advance()
+    first.save(tmp_path)
+    second = Training(scheduled(tmp_path, after), checkpoint.latest(tmp_path))
+    assert torch.equal(weights_of(second.learner.policy.agent), weights_of(second.learner.agent))
+    assert second.learner.lag == 0
+    for training in (first, second):
+        training.env.close()

@@ -1,0 +1,67 @@
+"""The same seed gives the same run, and a run talks to nobody."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from test_loop import SHORT, tensors, tiny_config
+
+from fastdreamer.loop import Training
+
+Bar = Callable[[str, bool], None]
+RUNS = 10
+WATCHED = """
+import json, socket, sys
+calls = []
+def watched(name):
+    original = getattr(socket.socket, name)
+    def call(self, *args):
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            calls.append([name, repr(args)])
+        return original(self, *args)
+    setattr(socket.socket, name, call)
+for name in ("bind", "listen", "connect", "connect_ex", "sendto"):
+    watched(name)
+from fastdreamer.train import main
+report = sys.argv.pop(1)
+code = main(sys.argv[1:])
+json.dump(calls, open(report, "w"))
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_run(tmp_path: Path, bar: Bar) -> None:
+    first: dict[str, torch.Tensor] = {}
+    for _ in range(RUNS):
+        training = Training(tiny_config(tmp_path, seed=7), None)
+        while training.env_steps < 200:
+            training.advance()
+        training.env.close()
+        state = tensors(training) | {key: ring[:, :50] for key, ring in training.learner.replay.records.items()}
+        first = first or {name: tensor.clone() for name, tensor in state.items()}
+        held = all(torch.equal(tensor, first[name]) for name, tensor in state.items())
+        bar("R19 the same seed twice", held)
+        assert held
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env", ["CartPole-v1", "gym:CartPole-v1"])
+def test_a_run_listens_to_nobody_and_calls_nobody(tmp_path: Path, bar: Bar, env: str) -> None:
+    """Trained, saved, evaluated and resumed."""
+    report, folder = tmp_path / "calls.json", tmp_path / "run"
+    arguments = [*SHORT, f"--env.id={env}", f"--run.dir={folder}", "--run.steps=300", "--run.eval_episodes=2"]
+    for command in (["cartpole", *arguments], ["--resume", str(folder), "--run.steps=400"]):
+        done = subprocess.run(
+            [sys.executable, "-c", WATCHED, str(report), *command], capture_output=True, text=True, check=False,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        calls = json.loads(report.read_text())
+        bar("R21 and R22 no sockets", not calls)
+        assert calls == []
