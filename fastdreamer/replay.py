@@ -10,7 +10,7 @@ at record w // num_envs of environment w % num_envs; the newest `capacity` windo
 """
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -72,10 +72,9 @@ class Replay:
         self._files = ChunkFiles("records", self.records), ChunkFiles("latents", self.latents)
         pinned = [self.records[key] for key in away if places[key] == "pinned"]
         self._pinning = Pinning(pinned) if pinned else None
-        locked: Callable[[Tensor], bool] = lambda part: False  # noqa: E731
         if self._pinning is not None:
-            locked = self._pinning.covers
             weakref.finalize(self, self._pinning.close)
+        locked = _never if self._pinning is None else self._pinning.covers
         self._windows = Windows(self.records, self.latents, self.away, locked, batch_size, batch_length, device)
         self.cursor = torch.zeros((), dtype=torch.int64, device=device)
         """The row that `insert` writes next."""
@@ -229,6 +228,11 @@ class Replay:
             "batch_length": self.batch_length,
             "chunk": self._files[0].length,
         }
+
+
+def _never(part: Tensor) -> bool:
+    """Memory that is not page-locked."""
+    return False
 
 
 def _below(span: int, high: np.ndarray, low: np.ndarray) -> np.ndarray:
