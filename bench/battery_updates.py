@@ -16,7 +16,8 @@ import re
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -181,7 +182,7 @@ def main() -> None:
     config = row_config(args.size, args.dry_run, args.compile)
     if args.serve:
         learner = make_learner(config, args.task)
-        run: Callable[[int], None] = lambda updates: run_updates(learner, updates)  # noqa: E731
+        run = partial(run_updates, learner)
         run(WARMUP)
         return serve(run, parameters(learner), time.time() - args.born)
     seconds, least = (0.0, 20) if args.dry_run else (SECONDS, UPDATES)

@@ -56,7 +56,7 @@ class Kernel(nn.Module):
     def weights(self, dtype: torch.dtype) -> Projection:
         """Kernel and bias in the compute dtype."""
         if self.halves is not None and dtype == self.halves.kernel.dtype:
-            return Projection(*Halves.apply(self.kernel, self.bias, *self.halves))  # type: ignore[no-untyped-call]
+            return Projection(*Halves.apply(self.kernel, self.bias, *self.halves))  # type: ignore[no-untyped-call]  # torch's
         return Projection(self.kernel.to(dtype), self.bias.to(dtype))
 
 
