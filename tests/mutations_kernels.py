@@ -180,7 +180,7 @@ NATIVE = {
 }  # fmt: skip
 """In the order of their files: what the last mistake touched is compiled with the next."""
 
-CUDA, CHAINS = "test_cuda_kernels.py", "test_cuda_sequences.py"
+CUDA, OPTIMIZER, CHAINS = "test_cuda_kernels.py", "test_cuda_laprop.py", "test_cuda_sequences.py"
 CHAIN, FORWARD, BACKWARD = (f"{KERNELS}_chain{part}.py" for part in ("", "_forward", "_backward"))
 OBSERVED, IMAGINED = f"{CHAINS}::test_observe_and_every_gradient", f"{CHAINS}::test_imagine"
 
@@ -210,7 +210,7 @@ TRITON = {
         f"{KERNELS}replay_gather/cuda.py", "tl.where(row >= rows,", "tl.where(row > rows,", f"{CUDA}::test_replay_gather"
     ),
     "moments of one rate": Mutation(
-        f"{KERNELS}laprop_agc/cuda.py", "m += (u - m) * FRESH1", "m += (u - m) * FRESH2", f"{CUDA}::test_laprop_agc"
+        f"{KERNELS}laprop_agc/cuda.py", "m += (u - m) * FRESH1", "m += (u - m) * FRESH2", f"{OPTIMIZER}::test_laprop_agc"
     ),
     "a gradient of NaN is taken": Mutation(
         f"{KERNELS}laprop_agc/cuda.py", 'tl.load(total) < float("inf")', 'tl.load(total) != float("inf")', SKIPS
@@ -218,7 +218,7 @@ TRITON = {
     "only the first chunks are looked at": Mutation(
         f"{KERNELS}laprop_agc/cuda.py", "part += tl.load(sums + at, at < chunks, 0.0)\n    tl.store(total",
         "part = tl.load(sums + at, at < chunks, 0.0)\n    tl.store(total",
-        f"{CUDA}::test_laprop_agc_adds_up_more_chunks_than_a_program_holds_at_once",
+        f"{OPTIMIZER}::test_laprop_agc_adds_up_more_chunks_than_a_program_holds_at_once",
     ),
     "a skipped update updates the rest of a chunk": Mutation(
         f"{KERNELS}laprop_agc/cuda.py", "length = tl.where(finite, length, 0)",
