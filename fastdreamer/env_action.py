@@ -77,6 +77,8 @@ class ActionCodec:
 
 def _action_key(name: str, leaf: AnySpace) -> ClassAction | BoundedAction:
     match leaf:
+        case spaces.MultiDiscrete() if not leaf.nvec.size:
+            raise EnvError(f'action "{name}" has shape {leaf.shape}, no elements')
         case spaces.Discrete():
             return ClassAction(Space("discrete", (), int(leaf.n)), int(leaf.start), leaf.dtype)
         case spaces.MultiDiscrete():

@@ -3,8 +3,11 @@
 gymnasium copies what an environment returns into preallocated arrays, which would hide a wrong dtype or shape.
 """
 
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -17,7 +20,11 @@ from numpy.typing import NDArray
 from fastdreamer.env_action import ActionCodec
 from fastdreamer.env_factory import AnyEnv, make_single
 from fastdreamer.env_observation import ObservationCodec, keep_keys, observation_tree
+from fastdreamer.env_spaces import as_numbers
 from fastdreamer.env_step import AnyArray, AnySpace, Arrays, EnvError, Options, Raw, one_line
+
+MESSAGE = 80
+"""Characters of a value that an EnvError shows."""
 
 
 class GymBackend:
@@ -88,16 +95,24 @@ class Checked(gymnasium.Wrapper[Any, Any, Any, Any]):
         for name in ("observation_space", "action_space"):
             if not isinstance(getattr(env, name, None), gymnasium.Space):
                 raise EnvError(f"its {name} is {getattr(env, name, None)!r}, not a gymnasium Space")
+        try:
+            inspect.signature(env.reset).bind(seed=0, options=None)
+        except TypeError as error:
+            raise EnvError(f"its reset() must take seed and options, the interface of gymnasium: {error}") from error
         super().__init__(env)
         self._index = index
-        self._tree = observation_tree(env.observation_space)
+        self._tree = observation_tree(deepcopy(env.observation_space))  # the environment may change its own
         self.leaves = keep_keys(self._tree.leaves, keys)
         self.observation_space = spaces.Dict(self.leaves)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Arrays, dict[str, Any]]:
         result = self.env.reset(seed=seed, options=options)
         if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
-            raise EnvError(f"env {self._index}: reset() must return (observation, info), the interface of gymnasium")
+            kinds = [type(part).__name__ for part in (result if isinstance(result, tuple) else [result])]
+            raise EnvError(
+                f"env {self._index}: reset() must return (observation, info), the interface of gymnasium,"
+                f" got {', '.join(kinds)}"
+            )
         return self._flat(result[0]), {}
 
     def step(self, action: object) -> tuple[Arrays, float, bool, bool, dict[str, Any]]:
@@ -108,10 +123,20 @@ class Checked(gymnasium.Wrapper[Any, Any, Any, Any]):
                 f"env {self._index}: step() must return (observation, reward, terminated, truncated, info), got {got}"
             )
         observation, reward, terminated, truncated, _ = result
-        value = np.asarray(reward)
-        if value.size != 1 or value.dtype.kind not in "fiub":
-            raise EnvError(f"env {self._index}: reward must be a number, got {one_line(reward)}")
-        return self._flat(observation), float(value.item()), bool(terminated), bool(truncated), {}
+        number = self._scalar("reward", reward, "biuf", "a number")
+        ended, cut = self._flag("terminated", terminated), self._flag("truncated", truncated)
+        return self._flat(observation), float(number), ended, cut, {}
+
+    def _flag(self, name: str, value: object) -> bool:
+        return value if isinstance(value, bool) else bool(self._scalar(name, value, "biu", "a bool"))
+
+    def _scalar(self, name: str, value: object, kinds: str, expected: str) -> bool | int | float:
+        with suppress(RuntimeError, TypeError, ValueError):  # what numpy cannot take, such as a ragged list
+            array = np.asarray(value)
+            if array.size == 1 and array.dtype.kind in kinds:
+                return array.item()
+        text = one_line(repr(value))
+        raise EnvError(f"env {self._index}: {name} must be {expected}, got {text[:MESSAGE]}")
 
     def _flat(self, observation: object) -> Arrays:
         try:
@@ -143,9 +168,15 @@ def _vectorize(makers: Sequence[Callable[[], AnyEnv]], vectorization: str) -> Sy
 
 
 def _as_declared(name: str, leaf: AnySpace, value: object) -> AnyArray:
-    array = np.asarray(value)
+    array = as_numbers(value, f'observation "{name}"', leaf)
     if array.shape != leaf.shape:
         raise EnvError(f'observation "{name}" must have shape {leaf.shape}, got {array.shape}')
     if leaf.dtype is None or not np.can_cast(array.dtype, leaf.dtype, "same_kind"):
         raise EnvError(f'observation "{name}" must be {leaf.dtype}, got {array.dtype}')
-    return array
+    if np.can_cast(array.dtype, leaf.dtype):
+        return array
+    with np.errstate(over="ignore"):  # infinity is refused where observations are decoded
+        narrow = array.astype(leaf.dtype)
+    if leaf.dtype.kind in "iu" and (wrapped := narrow != array).any():
+        raise EnvError(f'observation "{name}" must be {leaf.dtype}, got {array[wrapped][0]}')
+    return narrow

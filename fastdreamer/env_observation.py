@@ -72,6 +72,8 @@ class ObservationCodec:
         if resize and resize not in SIDES:
             raise EnvError(f"env.options.resize must be one of {_listed(SIDES)}, got {resize}")
         self._keys = {name: _observation_key(name, leaf, resize) for name, leaf in leaves.items()}
+        if not self._keys:
+            raise EnvError("the observation space is empty")
         self.spaces: Spaces = {name: key.space for name, key in self._keys.items()}
 
     def decode(self, raw: Arrays) -> Arrays:

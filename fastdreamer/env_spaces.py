@@ -4,11 +4,12 @@ A MultiDiscrete whose elements differ in size is one key per element, "<key>/0" 
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 from gymnasium import spaces
 
-from fastdreamer.env_step import AnySpace, Arrays, EnvError
+from fastdreamer.env_step import AnyArray, AnySpace, Arrays, EnvError
 
 
 class Tree:
@@ -31,6 +32,16 @@ class Tree:
     def join(self, leaves: Arrays) -> object:
         """The nested batch of (N, ...) arrays by flat key."""
         return _join(self._space, self._root, leaves)
+
+
+def as_numbers(value: object, what: str, leaf: AnySpace) -> AnyArray:
+    """An array of numbers, of whatever shape and dtype. Raises EnvError for any other value of `what`."""
+    with suppress(RuntimeError, TypeError, ValueError):  # a ragged list, a tensor on a GPU or with a gradient
+        array = np.asarray(value)
+        if array.dtype.kind in "biufc":
+            return array
+    got = value.dtype if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+    raise EnvError(f"{what} must be {leaf.dtype} of shape {leaf.shape}, got {got}")
 
 
 def _leaves(space: AnySpace, name: str) -> Iterator[tuple[str, AnySpace]]:
@@ -64,7 +75,7 @@ def _split(space: AnySpace, name: str, value: object) -> Iterator[tuple[str, obj
             for at, child in enumerate(space.spaces):
                 yield from _split(child, _below(name, at), value[at])
         case spaces.MultiDiscrete() if _ragged(space):
-            array = np.asarray(value)
+            array = as_numbers(value, _named(name), space)
             if array.shape[-space.nvec.ndim :] != space.nvec.shape:
                 raise EnvError(f"{_named(name)} must have shape {space.nvec.shape}, got {array.shape}")
             for index in np.ndindex(space.nvec.shape):
