@@ -111,7 +111,7 @@ def _resumed(words: _Words, run: Path) -> Config:
         saved = Config.from_json(json.loads(path.read_text()))
     except OSError as error:
         raise ValueError(f"--resume: cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from error
     saved = replace(saved, run=replace(saved.run, dir=str(run)))
     config = _changed(saved, words.flags)
@@ -145,7 +145,7 @@ def _read(text: str, hint: Any) -> object:
         if kind in (int, float):
             with suppress(ValueError):
                 number = kind(text)
-                if isfinite(number) or str not in kinds:  # an option called nan is a word
+                if kind is int or isfinite(number) or str not in kinds:  # an option called nan is a word
                     return number
     with suppress(ValueError):
         if int in kinds and float(text).is_integer():  # 1e6

@@ -14,6 +14,7 @@ Size = Literal["size1m", "size12m", "size25m", "size50m", "size100m", "size200m"
 WIDTHS: dict[Size, int] = dict(zip(get_args(Size), (4, 16, 24, 32, 48, 64, 96), strict=True))
 Option = bool | int | float | str
 LARGEST_SEED = 2**31 - 1  # environments take an int32
+LARGEST_COUNT = 10**15  # counts are multiplied with ratios: a float holds them exactly
 KINDS = {bool: "True or False", int: "an integer", float: "a number", str: "text", types.NoneType: "none"}
 MAX_CLASSES = 256  # the ring stores a class index in one byte
 
@@ -34,7 +35,7 @@ class Dims(NamedTuple):
 
 def _check(ok: bool, name: str, allowed: str, value: object) -> None:
     if not ok:
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+        raise ValueError(f"{name} must be {allowed}, got {value!r:.60}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +159,7 @@ class ReplayConfig:
 
     def __post_init__(self) -> None:
         _check(self.capacity >= 1, "replay.capacity", "at least 1 window", self.capacity)
+        _check(self.capacity <= LARGEST_COUNT, "replay.capacity", f"at most {LARGEST_COUNT} windows", self.capacity)
         _check(1 <= self.batch_size <= 65536, "replay.batch_size", "in 1..65536 windows", self.batch_size)
         _check(2 <= self.batch_length <= 65536, "replay.batch_length", "in 2..65536 steps", self.batch_length)
 
@@ -207,6 +209,8 @@ class RunConfig:
             _check(0 <= getattr(self, name) < math.inf, f"run.{name}", "at least 0 seconds", getattr(self, name))
         _check(self.eval_episodes >= 0, "run.eval_episodes", "at least 0 episodes", self.eval_episodes)
         _check(self.eval_every >= 0, "run.eval_every", "at least 0 agent steps", self.eval_every)
+        for name in ("steps", "eval_episodes", "eval_every"):
+            _check(getattr(self, name) <= LARGEST_COUNT, f"run.{name}", f"at most {LARGEST_COUNT}", getattr(self, name))
         _check(self.solved is None or math.isfinite(self.solved), "run.solved", "finite", self.solved)
 
 
@@ -292,6 +296,9 @@ def _value(hint: Any, value: object, name: str) -> object:
         return value
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if float in kinds and type(value) is int and int not in kinds:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ValueError(f"{name} must be a number that a float can hold, got {value!r:.60}") from error
     _check(type(value) in kinds, name, " or ".join(KINDS[kind] for kind in kinds), value)
     return value
