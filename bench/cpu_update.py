@@ -62,7 +62,7 @@ def serve_updates(task: Task, size: Size, threads: int, backend: str) -> None:
     started = time.perf_counter()
     torch.set_num_threads(threads)
     cpu.keep_memory()  # as the training loop does
-    cpu.pick_matmul()
+    cpu.pick_matmul(cpu.cpu_vendor())
     os.environ["FASTDREAMER_KERNELS"] = backend
     learner = make_learner(make_config(ModelConfig(size=size), device="cpu"), task)
     gc.freeze()

@@ -1,7 +1,8 @@
 """How torch is set up for a CPU: which library multiplies matrices, and what becomes of freed memory."""
 
 import ctypes
-import time
+import re
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -9,9 +10,6 @@ import torch
 Library = Literal["MKL", "oneDNN"]
 PRECISIONS: dict[Library, str] = {"MKL": "highest", "oneDNN": "medium"}
 ROWS, INNER, COLUMNS = 1024, 512, 64  # a layer of the heads at size1m
-ROUNDS = 5
-MARGIN = 0.8
-"""oneDNN must take less than this share of MKL's time: near ties would give two runs of one seed other roundings."""
 LARGEST_ERROR = 1e-5
 """Relative to the largest output; bfloat16 products are off by 1e-3."""
 
@@ -32,29 +30,26 @@ def keep_memory() -> bool:
     return all([mallopt(option, value) == 1 for option, value in options.items()])
 
 
-def pick_matmul() -> Library:
-    """Switches torch's float32 matmuls from MKL, its default, to oneDNN where that is clearly faster; names the choice.
+def pick_matmul(vendor: str) -> Library:
+    """Switches torch's float32 matmuls from MKL, its default, to oneDNN on a chip of AMD; names the choice.
 
-    Neither is the faster one everywhere: both are timed on one layer, milliseconds in all. oneDNN is reached by
-    allowing lower precision, which it makes use of only on chips that have matrix units for it; so what it computes is
-    looked at too, and a result that is not exact float32 is refused.
+    There oneDNN took 0.72 to 0.98 of MKL's time on a layer of size1m (EPYC, one thread). Which is faster is not
+    measured here: a near tie would give two runs of one seed different roundings. oneDNN is reached by allowing lower
+    precision, which it makes use of only on chips that have units for it; so what it computes is looked at, and a
+    result that is not exact float32 is refused.
     """
+    chosen: Library = "oneDNN" if vendor == "AuthenticAMD" else "MKL"
     left, right = torch.randn(ROWS, INNER), torch.randn(INNER, COLUMNS)
     exact = left.double() @ right.double()
-    seconds: dict[Library, float] = {}
-    for library, precision in PRECISIONS.items():
-        torch.set_float32_matmul_precision(precision)
-        error = ((left @ right).double() - exact).abs().max() / exact.abs().max()
-        seconds[library] = _best_seconds(left, right) if error < LARGEST_ERROR else float("inf")
-    chosen: Library = "oneDNN" if seconds["oneDNN"] < MARGIN * seconds["MKL"] else "MKL"
     torch.set_float32_matmul_precision(PRECISIONS[chosen])
+    if ((left @ right).double() - exact).abs().max() / exact.abs().max() >= LARGEST_ERROR:
+        chosen = "MKL"
+        torch.set_float32_matmul_precision(PRECISIONS[chosen])
     return chosen
 
 
-def _best_seconds(left: torch.Tensor, right: torch.Tensor) -> float:
-    best = float("inf")
-    for _ in range(ROUNDS):
-        begun = time.perf_counter()
-        left @ right
-        best = min(best, time.perf_counter() - begun)
-    return best
+def cpu_vendor() -> str:
+    """AuthenticAMD, GenuineIntel and so on; empty where Linux does not say."""
+    path = Path("/proc/cpuinfo")
+    found = re.search(r"^vendor_id\s*:\s*(\S+)", path.read_text(), re.MULTILINE) if path.exists() else None
+    return found[1] if found else ""

@@ -1,8 +1,9 @@
 """The choice between torch's two float32 matrix multiplications, and memory that stays."""
 
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -18,18 +19,18 @@ def restored() -> Iterator[None]:
     torch.set_float32_matmul_precision(before)
 
 
-def seconds_of(mkl: float, onednn: float) -> Callable[[Tensor, Tensor], float]:
-    return lambda left, right: mkl if torch.get_float32_matmul_precision() == "highest" else onednn
+VENDORS = [("GenuineIntel", "MKL", "highest"), ("AuthenticAMD", "oneDNN", "medium"), ("", "MKL", "highest")]
 
 
-@pytest.mark.parametrize("mkl, onednn, name, precision", [(1.0, 0.9, "MKL", "highest"), (2.0, 1.0, "oneDNN", "medium")])
-def test_the_clearly_faster_one_is_left_switched_on(
-    monkeypatch: pytest.MonkeyPatch, mkl: float, onednn: float, name: str, precision: str
-) -> None:
-    monkeypatch.setattr(cpu, "_best_seconds", seconds_of(mkl, onednn))
+@pytest.mark.parametrize("vendor, name, precision", VENDORS)
+def test_the_choice_is_the_chips(monkeypatch: pytest.MonkeyPatch, vendor: str, name: str, precision: str) -> None:
     monkeypatch.setattr(cpu, "LARGEST_ERROR", 1.0)  # this processor may have units for bfloat16
-    assert cpu.pick_matmul() == name
+    assert cpu.pick_matmul(vendor) == name
     assert torch.get_float32_matmul_precision() == precision
+
+
+def test_the_vendor_is_a_word() -> None:
+    assert re.fullmatch(r"\w*", cpu.cpu_vendor())
 
 
 def test_one_that_is_not_exact_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,8 +43,7 @@ def test_one_that_is_not_exact_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         return exact(left, right)
 
     monkeypatch.setattr(Tensor, "__matmul__", rounded)
-    monkeypatch.setattr(cpu, "_best_seconds", seconds_of(2.0, 1.0))
-    assert cpu.pick_matmul() == "MKL"
+    assert cpu.pick_matmul("AuthenticAMD") == "MKL"
     assert torch.get_float32_matmul_precision() == "highest"
 
 
