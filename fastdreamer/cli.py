@@ -21,9 +21,12 @@ from fastdreamer.presets import PRESETS
 
 PROGRAM = "python -m fastdreamer.train"
 OPTIONS = "env.options"
-RESUMABLE = tuple(
-    f"run.{name}"
-    for name in ("steps", "device", "threads", "log_every", "save_every", "eval_episodes", "eval_every", "solved")
+RESUMABLE = (
+    "env.timeout",
+    *(
+        f"run.{name}"
+        for name in ("steps", "device", "threads", "log_every", "save_every", "eval_episodes", "eval_every", "solved")
+    ),
 )
 """What may change when a run goes on."""
 

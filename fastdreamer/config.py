@@ -48,10 +48,13 @@ class EnvConfig:
     """Copies that step together."""
     options: Mapping[str, Option] = field(default_factory=dict)
     """Arguments of the environment, one flag each: --env.options.NAME VALUE."""
+    timeout: float = 60.0
+    """Seconds without an answer after which an environment hangs."""
 
     def __post_init__(self) -> None:
         _check(bool(self.id), "env.id", "the name of an environment", self.id)
         _check(1 <= self.num_envs <= 4096, "env.num_envs", "in 1..4096", self.num_envs)
+        _check(0 < self.timeout < math.inf, "env.timeout", "more than 0 seconds", self.timeout)
 
 
 @dataclass(frozen=True, kw_only=True)

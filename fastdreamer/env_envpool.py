@@ -1,11 +1,13 @@
 """EnvPool (1.2.5): N environments stepping on C++ threads. Its traps are handled here; each was measured.
 
-Autoreset is NEXT_STEP, as `Stream` wants it. The reset step's reward may be uninitialised memory: `Stream` drops it.
+Autoreset is NEXT_STEP. The reset step's reward may be uninitialised memory: `step_of` drops it.
 Nothing is validated by EnvPool itself, and some options end the process: they are refused here, actions in `Env`.
 """
 
 import ctypes
 import warnings
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,8 +16,11 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from fastdreamer.env_backend import Raw
+from fastdreamer.env_cursor import Cursor, episode_seed
+from fastdreamer.env_faults import Rebuilds
 from fastdreamer.env_observation import keep_keys, observation_tree
-from fastdreamer.env_step import AnyArray, AnySpace, EnvError, Options, Raw, one_line, unknown
+from fastdreamer.env_step import AnyArray, AnySpace, Arrays, EnvError, Flags, NotFiniteError, Options, one_line, unknown
 
 INSTALL = 'pip install "envpool==1.2.5"'
 NO_EGL = (
@@ -71,7 +76,12 @@ SYMBOL_CLASSES = (11, 6, 3)
 
 
 class EnvPoolBackend:
-    """One synchronous pool: rows stay in environment order and runs are reproducible, whatever the thread count."""
+    """One synchronous pool: rows stay in environment order and runs are reproducible, whatever the thread count.
+
+    Its environments cannot be seeded one by one: where one fails, or a run goes on, the whole pool is made anew.
+    """
+
+    replays = supervised = False
 
     def __init__(self, id: str, num_envs: int, seed: int, options: Options, keys: str = "") -> None:
         """`keys`: observation keys to keep, comma-separated. Environment i has seed `seed` + i, an int32."""
@@ -81,31 +91,36 @@ class EnvPoolBackend:
         if id in NETWORK_GAMES:
             raise EnvError("it is played over a network; only environments with one player are supported")
         family = _family(envpool, id)
+        self._seed, self._record, self._first = seed, 0, np.ones(num_envs, bool)
+        self.rebuilds = Rebuilds()
         try:
             options = _checked_options(envpool, id, options)
             draws = options.get("from_pixels", False) or "render_mode" in options
             if draws and family.startswith("envpool.mujoco"):
                 preload_egl(envpool)
-            with warnings.catch_warnings():
-                # Of gymnasium, about the bounds of observations, which nobody looks at.
-                warnings.filterwarnings("ignore", message=".*precision lowered by casting", category=UserWarning)
-                pool = envpool.make(id, "gymnasium", num_envs=num_envs, batch_size=num_envs, seed=seed, **options)
-                self._tree = observation_tree(pool.observation_space)
-                self.action_space: AnySpace = pool.action_space
+            self._make = partial(envpool.make, id, "gymnasium", num_envs=num_envs, batch_size=num_envs, **options)
+            self._pool, observation_space, action_space = self._made(seed)
         except (ImportError, MemoryError, RuntimeError, ValueError) as error:
             raise EnvError(one_line(error)) from error
-        if (players := pool.config["max_num_players"]) > 1:
+        if (players := self._pool.config["max_num_players"]) > 1:
             raise EnvError(f"it has {players} players; only environments with one are supported")
-        self._pool: Any = pool
+        self._tree, self.action_space = observation_tree(observation_space), action_space
         self._symbols, self._atari = family == "envpool.minigrid", family == "envpool.atari"
         # Elsewhere frame_skip counts the physics' own steps.
-        self.action_repeat = int(pool.config["frame_skip"]) if self._atari else 1
+        self.action_repeat = int(self._pool.config["frame_skip"]) if self._atari else 1
         leaves = dict(self._tree.leaves)
         if self._symbols:
-            height, width, _ = pool.observation_space["image"].shape
+            height, width, _ = leaves["image"].shape or ()
             leaves["image"] = spaces.Box(0, 1, (height * width * sum(SYMBOL_CLASSES),), np.float32)
         self.observation_spaces = keep_keys(leaves, keys)
-        pool.async_reset()
+
+    def send(self, action: object, record: int, reset: Flags) -> None:
+        """Returns at once; the environments step while the caller does something else."""
+        self._record, self._first = record, reset.copy()
+        if action is None:
+            self._pool.async_reset()
+        else:
+            self._pool.send(action)
 
     def receive(self) -> Raw:
         """Blocks until every environment has stepped."""
@@ -115,11 +130,18 @@ class EnvPoolBackend:
             obs["image"] = one_hot_symbols(obs["image"])
         # A game that ends on the step limit is truncated, not terminated, but Atari's info knows that it is over.
         game_over = info["terminated"].astype(bool) | terminated if self._atari else None
-        return Raw(obs, reward, terminated, truncated, game_over)
+        return Raw(obs, reward, terminated, truncated, self._first, game_over)
 
-    def send(self, action: object) -> None:
-        """Returns at once; the environments step while the caller does something else."""
-        self._pool.send(action)
+    def rebuild(self, error: NotFiniteError) -> None:
+        """The whole pool, with seeds that follow from the record."""
+        self.rebuilds.note("EnvPool", str(error))
+        self.resume(self._record, {})
+        self.send(None, self._record, np.ones_like(self._first))
+
+    def resume(self, record: int, cursors: Mapping[int, Cursor]) -> dict[int, Arrays]:
+        """A new pool; no episode goes on in it."""
+        self._pool, *_ = self._made(episode_seed(self._seed, record))
+        return {}
 
     def render(self, index: int) -> NDArray[np.uint8]:
         """(H, W, 3); EnvError unless env.options.render_mode is rgb_array and the family can render."""
@@ -132,6 +154,14 @@ class EnvPoolBackend:
     def close(self) -> None:
         """EnvPool's own close keeps the threads running; dropping the pool ends them."""
         del self._pool
+
+    def _made(self, seed: int) -> tuple[Any, AnySpace, AnySpace]:
+        """A pool and its spaces, which are made at the first look."""
+        with warnings.catch_warnings():
+            # Of gymnasium, about the bounds of observations, which nobody looks at.
+            warnings.filterwarnings("ignore", message=".*precision lowered by casting", category=UserWarning)
+            pool = self._make(seed=seed)
+            return pool, pool.observation_space, pool.action_space
 
 
 def preload_egl(envpool: ModuleType) -> None:

@@ -1,5 +1,6 @@
 """Scores: the undiscounted return and the length of every episode that ends."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -28,3 +29,14 @@ class EpisodeTracker:
         self._score = np.where(is_first, 0.0, self._score + reward)
         self._length = np.where(is_first, 0, self._length + 1)
         return [Episode(int(i), float(self._score[i]), int(self._length[i])) for i in np.flatnonzero(is_last)]
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """The episodes under way."""
+        score: list[float] = self._score.tolist()
+        return {"score": score, "length": [*map(float, self._length)]}
+
+    def load_state_dict(self, state: Mapping[str, list[float]]) -> None:
+        """Goes on with a `state_dict` of as many environments. Raises ValueError for any other."""
+        if [len(state.get(name, [])) for name in ("score", "length")] != 2 * [len(self._score)]:
+            raise ValueError(f"episodes: score and length must be lists of {len(self._score)}, got {str(state)[:60]}")
+        self._score, self._length = np.array(state["score"], float), np.array(state["length"], np.int64)

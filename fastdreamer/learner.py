@@ -98,13 +98,16 @@ class Learner:
         """Waits until everything that was launched is done."""
         self.queue.run(lambda: None).wait()
 
-    def save(self, run: Path, env_steps: int, state: Mapping[str, object]) -> None:
-        """Writes a checkpoint of this moment: networks, optimizer, normaliser, counters and replay, and `state`.
+    def save(
+        self, run: Path, env_steps: int, state: Mapping[str, object], others: Mapping[str, Mapping[str, Tensor]]
+    ) -> None:
+        """Writes a checkpoint of this moment: networks, optimizer, normaliser, counters and replay.
 
-        And the weights of the policy, where the schedule keeps it behind.
+        And the weights of the policy, where the schedule keeps it behind. And what the caller has: `state`, JSON data,
+        and groups of tensors.
         """
         self.drain()
-        tensors: dict[str, Mapping[str, Tensor]] = {**self._tensors(), "optim": self.optimizer.state()}
+        tensors: dict[str, Mapping[str, Tensor]] = {**self._tensors(), "optim": self.optimizer.state(), **others}
         counters = {"noise": {name: int(noise.counter) for name, noise in self._noise().items()}, "lag": self.lag}
         if self.schedule == "pipeline":
             tensors["policy"] = dict(self.policy.agent.named_parameters())
@@ -128,11 +131,12 @@ class Learner:
         wait_for(self.device)  # all this was the default stream's, for which no queue waits
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Parameters by official name, and the return normaliser."""
+        """Parameters by official name, the return normaliser, and what the policy carries from step to step."""
         agent, normalizer = self.agent, self.agent.behavior.retnorm
         return {
             "model": {official_name(name): tensor for name, tensor in agent.named_parameters()},
             "carry": {"retnorm/lo": normalizer.lo, "retnorm/hi": normalizer.hi},
+            "acting": self.policy.carry(),
         }
 
     def _noise(self) -> dict[str, Noise]:

@@ -4,10 +4,12 @@ import logging
 import time
 from pathlib import Path
 
+import torch
+
 from fastdreamer import checkpoint
 from fastdreamer.config import Config
-from fastdreamer.cpu import keep_memory, pick_matmul
-from fastdreamer.env import Step, make_env
+from fastdreamer.cpu import cpu_vendor, keep_memory, pick_matmul
+from fastdreamer.env import EnvState, Step, make_env
 from fastdreamer.episodes import EpisodeTracker
 from fastdreamer.learner import Learner, choose_device
 from fastdreamer.profiling import range_
@@ -16,8 +18,6 @@ from fastdreamer.schedule import TrainRatio
 from fastdreamer_kernels import report
 
 logger = logging.getLogger(__name__)
-
-RESUMED_SEEDS = 2**30
 
 
 class Training:
@@ -30,10 +30,11 @@ class Training:
         matmul = ""
         if device.type == "cpu":
             keep_memory()
-            matmul = f"; {pick_matmul()} for torch's matmuls"
-        # Environments cannot be saved: a resumed run begins new episodes, with seeds of its own.
-        env_seed = run.seed if resumed is None else (run.seed + resumed.value("env_steps", int)) % RESUMED_SEEDS
-        self.env = make_env(config.env.id, num_envs=config.env.num_envs, seed=env_seed, options=config.env.options)
+            matmul = f"; {pick_matmul(cpu_vendor())} for torch's matmuls"
+        self.env = make_env(
+            config.env.id, num_envs=config.env.num_envs, seed=run.seed, options=config.env.options,
+            timeout=config.env.timeout,
+        )  # fmt: skip
         self.learner = Learner(config, self.env.obs_space, self.env.act_space)
         self.ratio = TrainRatio(run.train_ratio, config.replay.batch_size, config.replay.batch_length)
         self.episodes, self.progress = EpisodeTracker(config.env.num_envs), Progress()
@@ -41,6 +42,9 @@ class Training:
             self.learner.restore(resumed)
             self.progress = Progress.from_json(resumed.value("progress", dict))
             self.ratio.load_state_dict(resumed.value("train_ratio", dict))
+            self.episodes.load_state_dict(resumed.value("episodes", dict))
+            actions = {key: value.numpy() for key, value in resumed.tensors.get("envs", {}).items()}
+            self.env.restore(EnvState(resumed.value("envs", dict), actions))
         parameters = sum(param.numel() for param in self.learner.optimizer.params)
         logger.info(
             "%s: %d x %s, %s with %s parameters, %s on %s", config.preset, config.env.num_envs, config.env.id,
@@ -95,6 +99,13 @@ class Training:
     def save(self, folder: Path) -> None:
         """Writes a checkpoint of this moment."""
         with range_("save"):
-            progress, ratio = self.progress.to_json(), self.ratio.state_dict()
-            state = {"env_steps": self.env_steps, "progress": progress, "train_ratio": ratio}
-            self.learner.save(folder, self.env_steps, state)
+            envs = self.env.save()
+            state = {
+                "env_steps": self.env_steps,
+                "progress": self.progress.to_json(),
+                "train_ratio": self.ratio.state_dict(),
+                "episodes": self.episodes.state_dict(),
+                "envs": envs.facts,
+            }
+            actions = {key: torch.from_numpy(value) for key, value in envs.actions.items()}
+            self.learner.save(folder, self.env_steps, state, {"envs": actions} if actions else {})

@@ -3,8 +3,11 @@
 import gc
 import json
 import logging
+import os
 import signal
+import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -13,17 +16,18 @@ import torch
 
 from fastdreamer import checkpoint
 from fastdreamer.config import Config
-from fastdreamer.env import EnvError
 from fastdreamer.evaluate import evaluate
 from fastdreamer.learner import Reading
 from fastdreamer.loop import Training
 from fastdreamer.metrics import JsonlWriter, console_line
 from fastdreamer.profiling import range_
 from fastdreamer.schedule import Every
+from fastdreamer.watchdog import LastWords, Watchdog
 
 logger = logging.getLogger(__name__)
 
 STOPPING = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
+GO_ON = "go on with: python -m fastdreamer.train --resume"
 MOST_SKIPPED = 10
 """Updates in a row that change nothing before a run gives up: a single one may be the fault of its data."""
 
@@ -82,7 +86,7 @@ def run(config: Config, resume: bool, started: float) -> int:
         if training.done:
             logger.info("%s is done and saved; its last evaluation was cut short", folder)
         else:
-            logger.info("saved; go on with: python -m fastdreamer.train --resume %s", folder)
+            logger.info("saved; %s %s", GO_ON, folder)
         return 128 + stop.signal
     finally:
         training.env.close()
@@ -101,6 +105,7 @@ class Run:
 
     def __init__(self, training: Training, folder: Path, writer: JsonlWriter, stop: Stop, started: float) -> None:
         self.training, self.folder, self.writer, self.stop, self.started = training, folder, writer, stop, started
+        self.words = LastWords(f"it ended without a word; {GO_ON} {folder}")
         self.mark = self._read_mark()
         self.reading: Reading | None = None
         self.skipped = 0
@@ -108,15 +113,34 @@ class Run:
 
     def train(self) -> None:
         """Trains until the run is done or a signal comes, with its logs, evaluations and checkpoints, and saves."""
+        env = self.training.env
+        watch = nullcontext() if env.supervised else Watchdog(env, self.training.config.env.timeout, self._hangs)
+        with self.words, watch:
+            if self.training.progress.updates:  # it was saved before
+                self.words.prepare()
+            self._train()
+
+    def _hangs(self) -> None:
+        """The main thread waits for an environment and cannot be woken."""
+        self.save()
+        self.words.drop()
+        logger.info("%s %s", GO_ON, self.folder)
+        env = self.training.config.env
+        message = f"env.id {env.id}: no answer within env.timeout, {env.timeout:g} s"
+        print(f"fastdreamer: error: {message}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    def _train(self) -> None:
         training, config, progress = self.training, self.training.config.run, self.training.progress
         log, save = (Every(interval, progress.train_seconds) for interval in (config.log_every, config.save_every))
         evaluation = Every(config.eval_every, training.env_steps)
         while not training.done and not self.stop.requested():
             try:
                 scores = training.advance()
-            except EnvError:
-                self.save()  # the environment's failure must not cost what was learned
-                raise
+            finally:
+                if training.env.waiting_since is not None:
+                    self.save()  # the environment's failure must not cost what was learned
+                    logger.info("%s %s", GO_ON, self.folder)
             for score in scores:
                 self.writer.write({"step": training.env_steps, "episode/return": score})
             if progress.updates and progress.first_update_seconds is None:
@@ -154,6 +178,7 @@ class Run:
             self.training.env_steps, seconds, filling,
         )  # fmt: skip
         self.save()  # from here on the run can be resumed
+        self.words.prepare()
 
     def _read_mark(self) -> tuple[float, int, int]:
         return self.training.progress.train_seconds, self.training.env_steps, self.training.progress.updates
@@ -173,6 +198,7 @@ class Run:
                 "frame": now[1] * self.training.env.action_repeat,
                 "update": now[2],
                 "episodes": self.training.progress.episodes,
+                "env_rebuilds": self.training.env.rebuilds,
                 "elapsed": now[0],
                 "steps_per_second": steps / seconds if seconds else None,
                 "updates_per_second": updates / seconds if seconds else None,

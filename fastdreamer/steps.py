@@ -161,6 +161,10 @@ class ActStep:
             self.replay.count({key: self._host[key] for key in self.replay.away})
         return {key: value.numpy().copy() for key, value in self._action.items()}
 
+    def carry(self) -> dict[str, Tensor]:
+        """What goes from one step to the next: the state of the world model, (N, ...), and the action before it."""
+        return self.state.world._asdict() | {f"action/{key}": value for key, value in self.state.action.items()}
+
     @torch.no_grad()
     def take_weights(self) -> None:
         """From the next action on, the learner's weights of now, in the order of the current stream."""

@@ -1,6 +1,10 @@
 """Small gymnasium environments for test_env.py, importable as `fake_envs:Name` here and in spawned workers."""
 
+import os
+import signal
+import time
 import types
+from pathlib import Path
 from typing import Any, cast
 
 import gymnasium
@@ -220,6 +224,75 @@ class Sampled(gymnasium.Env[Any, Any]):
         return self.observation_space.sample(), float(self._steps % 3), *ends, {}  # type: ignore[return-value]  # ends are two
 
 
+class Walk(gymnasium.Env[Any, Any]):
+    """A random walk that actions push, in episodes of uneven length; shown as a number, or as a picture of 48 pixels.
+
+    show: vector or image. act: one of ACTIONS. seeded: False takes randomness from elsewhere than its seed.
+    """
+
+    def __init__(self, show: str = "vector", act: str = "discrete", seeded: bool = True) -> None:
+        self._image, self._seeded = show == "image", seeded
+        picture = spaces.Box(0, 255, (48, 48, 3), np.uint8)
+        self.observation_space = picture if self._image else spaces.Box(-99, 99, (3,))
+        self.action_space = ACTIONS[act]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed if self._seeded else None)
+        self._place, self._steps, self._length = np.zeros(3), 0, int(self.np_random.integers(5, 40))
+        return self._shown(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self._steps += 1
+        self._place += self.np_random.normal(size=3) + spaces.flatten(self.action_space, action).sum()
+        ended = self._steps >= self._length
+        return self._shown(), float(self._place[0]), ended and self._length % 2 == 0, ended, {}
+
+    def _shown(self) -> Any:
+        if self._image:
+            return np.full((48, 48, 3), (10 * self._place) % 256, np.uint8)
+        return self._place.astype(np.float32) + self.np_random.normal(size=3).astype(np.float32)
+
+
+class Faulty(Walk):
+    """A `Walk` that fails at its eighth step, as long as the file `once` is there, which it takes away first.
+
+    how: raise, die, hang, nan, reward. once: ends in the seed at which it fails; empty fails in every episode.
+    """
+
+    def __init__(self, how: str, once: str = "") -> None:
+        super().__init__()
+        self._how, self._once = how, Path(once)
+        self.observation_space = spaces.Box(-99, 99, (3,))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self._seed = seed
+        shown = super().reset(seed=seed)
+        self._length = 40
+        return shown
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        shown, reward, *rest = super().step(action)
+        if self._steps == 8 and (self._once == Path() or self._fails_now()):
+            match self._how:
+                case "raise":
+                    raise ValueError("of the environment")
+                case "die":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case "hang":
+                    time.sleep(1000)
+                case "nan":
+                    shown = np.array([0, np.nan, 0], np.float32)
+                case "reward":
+                    reward = float("inf")
+        return shown, reward, *rest  # type: ignore[return-value]  # the rest are three
+
+    def _fails_now(self) -> bool:
+        if self._once.suffix != f".{self._seed}" or not self._once.exists():
+            return False
+        self._once.unlink()
+        return True
+
+
 class OldCrafter:
     """The interface of crafter 1.8.3 in miniature: the player dies at its third step where the seed is odd."""
 
@@ -230,12 +303,12 @@ class OldCrafter:
 
     def reset(self) -> np.ndarray:
         self._steps = 0
-        return np.full((*self._size, 3), self._seed, np.uint8)
+        return np.full((*self._size, 3), self._seed % 200, np.uint8)
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, dict[str, float]]:
         self._steps += 1
         dead = self._seed % 2 == 1 and self._steps == 3
-        picture = np.full((*self._size, 3), self._seed + self._steps, np.uint8)
+        picture = np.full((*self._size, 3), self._seed % 200 + self._steps, np.uint8)
         return picture, 0.5, dead or self._steps >= self._length, {"discount": 1 - float(dead)}
 
 

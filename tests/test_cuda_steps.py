@@ -97,7 +97,7 @@ def test_many_updates_take_no_more_memory() -> None:
 def test_a_run_goes_on_in_a_captured_step(tmp_path: Path) -> None:
     first = make_learner(config_of(), "vector")
     first.launch(3)
-    first.save(tmp_path, 0, {})
+    first.save(tmp_path, 0, {}, {})
     second = Learner(first.config, *first.spaces)
     second.restore(checkpoint.latest(tmp_path))
     for learner in (first, second):

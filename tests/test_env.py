@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from fastdreamer.env import Env, EnvError, Step, make_env
-from fastdreamer.env_step import Raw, Stream
+from fastdreamer.env_backend import Raw, step_of
+from fastdreamer.env_step import NotFiniteError
 
 BACKENDS = [("CartPole-v1", {}), ("gym:CartPole-v1", {}), ("gym:CartPole-v1", {"vectorization": "async"})]
 
@@ -153,32 +154,30 @@ def test_forked_child_is_told_instead_of_hanging() -> None:
     assert push(env).obs["vector"].shape == (2, 4), "the parent's environment must be unharmed"
 
 
-def test_stream_follows_two_episodes() -> None:
+def test_what_an_environment_says_becomes_flags() -> None:
     no = np.zeros(1, bool)
     yes = ~no
-    stream = Stream(1)
 
-    def flags(reward: float, terminated: bool, truncated: bool, game_over: bool | None = None) -> list[float]:
-        over = None if game_over is None else np.array([game_over])
-        result = stream.step(Raw({}, np.array([reward]), yes & terminated, yes & truncated, over))
-        return [array[0].item() for array in result]
+    def flags(reward: float, first: bool, terminated: bool, truncated: bool, over: bool | None = None) -> list[float]:
+        game_over = None if over is None else np.array([over])
+        raw = Raw({}, np.array([reward]), yes & terminated, yes & truncated, yes & first, game_over)
+        return [array[0].item() for array in step_of(raw, {})[1:]]
 
-    assert flags(np.nan, False, False) == [0, True, False, False]  # EnvPool's first reward is uninitialised
-    assert flags(1.5, False, False) == [1.5, False, False, False]
-    assert flags(2.5, False, True) == [2.5, False, True, False]  # a time limit is not terminal
-    assert flags(1e300, False, False) == [0, True, False, False]
-    assert flags(0.5, True, False) == [0.5, False, True, True]
-    assert flags(0.0, False, False) == [0, True, False, False]
-    assert flags(0.5, False, True, game_over=True) == [0.5, False, True, True]  # the environment knows better
-    assert flags(0.0, False, False, game_over=True) == [0, True, False, False]
-    with pytest.raises(EnvError, match=r"env 0: reward is not finite \(got inf\)"):
-        flags(1e300, False, False)
+    assert flags(np.nan, True, False, False) == [0, True, False, False]  # EnvPool's first reward is uninitialised
+    assert flags(1.5, False, False, False) == [1.5, False, False, False]
+    assert flags(2.5, False, False, True) == [2.5, False, True, False]  # a time limit is not terminal
+    assert flags(1e300, True, False, False) == [0, True, False, False]
+    assert flags(0.5, False, True, False) == [0.5, False, True, True]
+    assert flags(0.5, False, False, True, over=True) == [0.5, False, True, True]  # the environment knows better
+    assert flags(0.0, True, False, False, over=True) == [0, True, False, False]
+    with pytest.raises(NotFiniteError, match=r"env 0: reward is not finite \(got inf\)"):
+        flags(1e300, False, False, False)
 
 
-def test_stream_refuses_same_step_autoreset() -> None:
-    stream = Stream(2)
+def test_same_step_autoreset_is_refused() -> None:
+    first = np.ones(2, bool)
     with pytest.raises(EnvError, match="env 1 ended on its reset step"):
-        stream.step(Raw({}, np.zeros(2), np.array([False, True]), np.zeros(2, bool)))
+        step_of(Raw({}, np.zeros(2), np.array([False, True]), np.zeros(2, bool), first), {})
 
 
 def test_render_shows_the_asked_environment() -> None:

@@ -93,7 +93,7 @@ def test_actions_never_leave_float32_bounds() -> None:
     low, high = np.array(env.act_space["action"].low), np.array(env.act_space["action"].high)
     assert np.isfinite(low).all() and (low < high).all()
     sent: list[np.ndarray] = []
-    env._backend.send = sent.append  # type: ignore[method-assign, assignment]
+    env._backend.send = lambda action, *_: sent.append(action)  # type: ignore[method-assign]
     env.recv()
     env.send({"action": np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32) * 3})
     assert sent[0].dtype == np.float64 and (sent[0] >= low).all() and (sent[0] <= high).all()

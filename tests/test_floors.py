@@ -20,7 +20,7 @@ FLOORS = (
     "agent",
     "steps",
     "learner",
-    "evaluate loop run train check_env",
+    "evaluate watchdog loop run train check_env",
 )
 MODELS = ("nets", "dists", "heads", "rssm", "world_model", "behavior", "agent")
 UNPICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

@@ -1,5 +1,6 @@
 """The official driver and replay on 60 records of a toy environment: records, windows, order, latents, flags."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
@@ -11,7 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastdreamer.env import Env, Step
-from fastdreamer.env_step import AnySpace, Arrays, Raw
+from fastdreamer.env_backend import Raw
+from fastdreamer.env_cursor import Cursor
+from fastdreamer.env_faults import Rebuilds
+from fastdreamer.env_step import AnySpace, Arrays, Flags, NotFiniteError
 from fastdreamer.replay import Plan, Replay
 from fastdreamer.spaces import Space
 from fastdreamer.steps import mask_action
@@ -26,6 +30,8 @@ class Playback:
     On a reset it reports a NaN as reward, which nobody may see.
     """
 
+    action_repeat, replays, supervised, rebuilds = 1, False, False, Rebuilds()
+
     def __init__(self, setup: Record, records: list[list[Record]]) -> None:
         self.records, self.t = records, 0
         self.observation_spaces: dict[str, AnySpace] = {"x": gymnasium.spaces.Box(-np.inf, np.inf, (), np.float32)}
@@ -39,10 +45,16 @@ class Playback:
         terminated, truncated = np.array([flags[self.t] for flags in self.ends], bool).T
         self.t += 1
         obs = {"x": np.array([record["x"] for record in now], np.float32)}
-        return Raw(obs, np.array(reward, np.float32), terminated, truncated)
+        return Raw(obs, np.array(reward, np.float32), terminated, truncated, np.array(reset))
 
-    def send(self, action: object) -> None:
+    def send(self, action: object, record: int, reset: Flags) -> None:
         pass
+
+    def rebuild(self, error: NotFiniteError) -> None:
+        raise error
+
+    def resume(self, record: int, cursors: Mapping[int, Cursor]) -> dict[int, Arrays]:
+        raise NotImplementedError
 
     def render(self, index: int) -> NDArray[np.uint8]:
         raise NotImplementedError
@@ -83,7 +95,7 @@ class Drive:
             {"x": Space("vector")}, {"action": space}, deter=width, stoch=1, num_envs=envs, seed=0,
             capacity=self.setup["capacity"], batch_size=batch_size, batch_length=self.length - 1,
         )  # fmt: skip
-        env = Env(backend, "playback", envs)
+        env = Env(backend, "playback", envs, seed=0)
         self.stored: list[Arrays] = []
         for _ in self.records[0]:
             step = env.recv()

@@ -17,6 +17,8 @@ from torch import Tensor
 from fastdreamer import checkpoint
 from fastdreamer.config import Config, EnvConfig, LossConfig, ModelConfig, OptimConfig, ReplayConfig, RunConfig
 from fastdreamer.env import EnvError
+from fastdreamer.env_backend import Raw
+from fastdreamer.env_envpool import EnvPoolBackend
 from fastdreamer.evaluate import evaluate
 from fastdreamer.loop import Training
 from fastdreamer.metrics import JsonlWriter, read_jsonl
@@ -138,14 +140,14 @@ def test_a_resumed_run_learns_on_bit_for_bit(tmp_path: Path) -> None:
 def test_an_environment_that_fails_costs_nothing_that_was_learned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Training.advance
+    original = EnvPoolBackend.receive
 
-    def fail_at_200(training: Training) -> list[float]:
-        if training.env_steps == 200:
-            raise EnvError("env 0: reward is not finite (got nan)")
-        return original(training)
+    def fail_at_200(backend: EnvPoolBackend) -> Raw:
+        if backend._record == 200 // ENVIRONMENTS:
+            raise EnvError("env 0: reward must be a number, got None")
+        return original(backend)
 
-    monkeypatch.setattr(Training, "advance", fail_at_200)
+    monkeypatch.setattr(EnvPoolBackend, "receive", fail_at_200)
     config = tiny_config(tmp_path / "run")
     with pytest.raises(EnvError):
         run(config, resume=False, started=0.0)
