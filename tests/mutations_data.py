@@ -2,15 +2,15 @@
 
 from mutations import Mutation
 
-NOISE, SCHEDULE, REPLAY, WINDOWS, STEP, ACTION, EPISODES, STEPS, LEARNER, LOOP = (
+NOISE, SCHEDULE, REPLAY, WINDOWS, BACKEND, ACTION, EPISODES, STEPS, LEARNER, LOOP = (
     f"fastdreamer/{name}.py"
     for name in (
-        "noise", "schedule", "replay", "replay_window", "env_step", "env_action", "episodes", "steps", "learner", "loop",
+        "noise", "schedule", "replay", "replay_window", "env_backend", "env_action", "episodes", "steps", "learner", "loop",
     )
 )  # fmt: skip
 PHILOX = "kernels/fastdreamer_kernels/philox/reference.py"
 
-STREAM = "test_env.py::test_stream_follows_two_episodes"
+STREAM = "test_env.py::test_what_an_environment_says_becomes_flags"
 MASK = "test_steps.py::test_mask_action_zeroes_rows_without_an_action"
 BOUNDS = "test_env_action.py::test_rounding_does_not_leave_float64_bounds"
 KINDS = "test_env_spaces.py::test_every_action_kind"
@@ -37,17 +37,17 @@ WRITTEN = "test_golden_agent.py::test_fresh_states_replace_the_trained_records"
 
 ENVIRONMENT = {
     "reward of a reset kept": Mutation(
-        STEP,
-        "np.where(is_first, np.float32(0), raw.reward.astype(np.float32))",
+        BACKEND,
+        "np.where(raw.first, np.float32(0), raw.reward.astype(np.float32))",
         "raw.reward.astype(np.float32)",
         STREAM,
         raises=True,
     ),
-    "time limit is terminal": Mutation(STEP, "is_last, ended & is_last", "is_last, is_last", STREAM),
+    "time limit is terminal": Mutation(BACKEND, "is_last, ended & is_last", "is_last, is_last", STREAM),
     "game over ignored": Mutation(
-        STEP, "raw.terminated if raw.game_over is None else raw.game_over", "raw.terminated", STREAM
+        BACKEND, "raw.terminated if raw.game_over is None else raw.game_over", "raw.terminated", STREAM
     ),
-    "time limit goes unseen": Mutation(STEP, "raw.terminated | raw.truncated", "raw.terminated", STREAM),
+    "time limit goes unseen": Mutation(BACKEND, "raw.terminated | raw.truncated", "raw.terminated", STREAM),
     "last action kept": Mutation(STEPS, "value.ndim - 1)), 0) for", "value.ndim - 1)), 1) for", MASK),
     "action not clipped": Mutation(
         ACTION,

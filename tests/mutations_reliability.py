@@ -1,0 +1,64 @@
+"""Mistakes in what keeps a run: where episodes are, environments that fail, what is said at the end."""
+
+from mutations import Mutation
+
+CURSOR, ENV, GYM, HOST, FAULTS, POOL, LEARNER, LOOP, RUN, WATCHDOG = (
+    f"fastdreamer/{name}.py"
+    for name in (
+        "env_cursor", "env", "env_gym", "env_host", "env_faults", "env_envpool", "learner", "loop", "run", "watchdog",
+    )
+)  # fmt: skip
+
+AGAIN = "test_env_cursor.py::test_the_records_after_a_save_come_again"
+DIFFERS = "test_env_cursor.py::test_what_does_not_repeat_itself_is_cut"
+ANEW = "test_env_cursor.py::test_a_pool_begins_new_episodes_with_seeds_of_the_moment"
+FAILED = "test_env_cursor.py::test_what_failed_is_not_played_again"
+LONG = "test_env_cursor.py::test_a_long_episode_is_cut"
+NONE = "test_env_cursor.py::test_a_state_that_is_none_is_refused"
+SEEDS = "test_env_cursor.py::test_later_episodes_have_seeds_of_their_own"
+RESUMED = "reliability/test_resume.py::test_also_with_a_pool_and_with_a_policy_that_lags"
+REPLACED = "reliability/test_env_faults.py::test_one_process_is_replaced_and_the_others_go_on"
+BROKEN = "reliability/test_env_faults.py::test_an_environment_that_fails_again_and_again_is_called_broken"
+INLINE = "reliability/test_env_faults.py::test_in_this_process_the_error_is_the_runs"
+REMADE = "reliability/test_env_faults.py::test_a_pool_that_shows_nan_is_made_anew"
+ENDS = (
+    "reliability/test_env_faults.py::test_a_pool_that_hangs_or_crashes_ends_the_run_with_a_checkpoint_and_the_command"
+)
+
+CURSORS = {
+    "the same seed for every episode": Mutation(CURSOR, "if record == 0 else", "if record >= 0 else", SEEDS),
+    "first seed is another": Mutation(CURSOR, "seed if record == 0 else", "seed + 1 if record == 0 else", SEEDS),
+    "long episode gone on with": Mutation(CURSOR, " | (lengths > len(self._actions))", "", LONG, raises=True),
+    "ended episode replayed": Mutation(CURSOR, "lengths[self.ended | ", "lengths[", AGAIN, raises=True),
+    "failed episode replayed": Mutation(CURSOR, " | self._waiting] = 0", "] = 0", FAILED),
+    "actions of others": Mutation(CURSOR, "ends[at] - lengths[at] : ends[at]", "0 : lengths[at]", AGAIN),
+    "a count that is none": Mutation(CURSOR, "not isinstance(value, int) or ", "", NONE, raises=True),
+    "not compared": Mutation(ENV, "if digest(obs) == cursors[index].digest", "if True", DIFFERS),
+    "last action sent twice": Mutation(GYM, '.items()})\n        return', ".items()} | actions)\n        return", AGAIN, raises=True),
+    "last action not sent": Mutation(ENV, "reset[same] = False", "reset[same] = True", AGAIN),
+    "pool keeps its seed": Mutation(POOL, "self._made(episode_seed(self._seed, record))", "self._made(self._seed)", ANEW),
+    "episode seed forgotten": Mutation(GYM, "episode_seed(self._seed + index, self._record)", "self._seed + index", AGAIN),
+    "episode sums forgotten": Mutation(
+        LOOP, 'self.episodes.load_state_dict(resumed.value("episodes", dict))', "pass", RESUMED
+    ),
+    "carry forgotten": Mutation(LEARNER, '            "acting": self.policy.carry(),\n', "", RESUMED),
+    "environments not restored": Mutation(
+        LOOP, 'self.env.restore(EnvState(resumed.value("envs", dict), actions))', "pass", RESUMED
+    ),
+}  # fmt: skip
+
+FAULTY = {
+    "rebuilt for ever": Mutation(FAULTS, "if len(recent) == MOST:", "if False:", BROKEN),
+    "not counted": Mutation(FAULTS, "self.count += 1", "pass", REPLACED),
+    "a rebuilt one is not first": Mutation(GYM, "self._first[index] = True", "pass", REPLACED),
+    "hangs for ever": Mutation(HOST, "max(1000 * left, 0)", "20_000", REPLACED),
+    "rebuilt in this process": Mutation(GYM, "if not self.supervised:\n            raise error", "", INLINE),
+    "pool goes on with the old episodes": Mutation(POOL, "self.resume(self._record, {})", "pass", REMADE, raises=True),
+    "a rebuilt pool is not first": Mutation(POOL, "np.ones_like(self._first)", "self._first", REMADE),
+    "hang unnoticed": Mutation(WATCHDOG, "time.monotonic() - since > self._seconds", "False", ENDS, raises=True),
+    "hang not saved": Mutation(
+        RUN, "        self.save()\n        self.words.drop()", "        self.words.drop()", ENDS
+    ),
+    "command not printed after a crash": Mutation(WATCHDOG, "self._process is None:\n", "False:\n", ENDS),
+    "command printed twice": Mutation(RUN, "self.words.drop()", "pass", ENDS),
+}
