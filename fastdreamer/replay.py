@@ -21,6 +21,7 @@ from torch import Tensor
 from fastdreamer.batch import Window
 from fastdreamer.noise import Noise, Stream
 from fastdreamer.replay_io import ChunkFiles, chunk_length
+from fastdreamer.replay_mend import mend
 from fastdreamer.replay_pinned import Pinning
 from fastdreamer.replay_placement import Wanted, choose, read_machine
 from fastdreamer.replay_storage import Field, allocate
@@ -76,6 +77,8 @@ class Replay:
             weakref.finalize(self, self._pinning.close)
         locked = _never if self._pinning is None else self._pinning.covers
         self._windows = Windows(self.records, self.latents, self.away, locked, batch_size, batch_length, device)
+        self.staged = self._windows.staged
+        """The plan that the device has, (2, B) int64: environment and context record."""
         self.cursor = torch.zeros((), dtype=torch.int64, device=device)
         """The row that `insert` writes next."""
         self._begin = torch.arange(num_envs, device=device) * self.rows
@@ -185,6 +188,15 @@ class Replay:
     def write_back(self, deter: Tensor, stoch: Tensor, keep: Tensor | None = None) -> None:
         """Replaces the states of the staged windows' trained records, unless keep () bool is false; see `Windows`."""
         self._windows.write_back(deter, stoch, keep)
+
+    def mend(self) -> int:
+        """Rids the ring of values that are not finite; how many records per environment had some. See `mend`."""
+        first, count = max(self.first, self.length - self.rows), 0
+        for files in self._files:
+            records = mend(files.ring, first, self.length)
+            files.changed(records)
+            count += len(records)
+        return count
 
     def save(self, folder: Path) -> dict[str, object]:
         """Writes every record that can still be sampled to `folder`; returns the index that `load` takes, JSON data.

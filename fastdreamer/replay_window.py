@@ -52,6 +52,8 @@ class Windows:
         self._index = torch.zeros(3 * batch + 2 * batch * time, dtype=torch.int64, device=device)
         self._slots = HostSlots(self._index)
         self._env, self._context, self._trained = self._index[: 3 * batch].view(3, batch)
+        self.staged = self._index[: 2 * batch].view(2, batch)
+        """Environment and context record of every window."""
         self._row, self._source = self._index[3 * batch :].view(2, batch * time)
 
     def stage(self, plan: Plan) -> None:
