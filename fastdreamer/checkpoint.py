@@ -139,17 +139,23 @@ def load(path: Path, with_replay: bool = True) -> Checkpoint:
         raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from error
 
 
-def latest(run: Path, with_replay: bool = True) -> Checkpoint:
+def latest(run: Path, with_replay: bool = True, back: int = 0) -> Checkpoint:
     """The newest checkpoint of a run that can be trusted; logs one warning per newer one that cannot.
 
-    Raises CheckpointError where there is none.
+    back: how many older it shall be, as far as there are so many. Raises CheckpointError where there is none.
     """
-    paths = _steps(run)
+    paths, trusted = _steps(run), None
     for path in reversed(paths.values()):
         try:
-            return load(path, with_replay)
+            trusted = load(path, with_replay)
         except CheckpointError as error:
             logger.warning("checkpoint rejected: %s", error)
+            continue
+        if not back:
+            break
+        back -= 1
+    if trusted is not None:
+        return trusted
     found = f"none of {len(paths)} checkpoints can be used" if paths else "no checkpoint"
     raise CheckpointError(f"{run}: {found} in {run / 'checkpoints'}")
 

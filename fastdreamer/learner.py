@@ -20,13 +20,14 @@ from fastdreamer import checkpoint
 from fastdreamer.agent import Agent, official_name
 from fastdreamer.config import Config
 from fastdreamer.env_step import Step
-from fastdreamer.metrics import DeviceSums, HostSums, Metrics, means
+from fastdreamer.metrics import DeviceSums, HostSums, Metrics, fetch, means
 from fastdreamer.noise import Noise, Stream
 from fastdreamer.optim import LaProp
 from fastdreamer.profiling import range_
 from fastdreamer.replay import Replay
 from fastdreamer.replay_placement import Wanted
 from fastdreamer.replay_window import Plan
+from fastdreamer.skips import Skips
 from fastdreamer.spaces import Spaces
 from fastdreamer.steps import ActStep, TrainStep
 from fastdreamer.streams import CudaQueue, Done, Mark, Queue, make_queue, wait_for
@@ -92,7 +93,7 @@ class Learner:
 
     def read_metrics(self) -> "Reading":
         """Takes the metrics since the last reading; those of launched updates arrive when they are done."""
-        return Reading(self.metrics, self.queue)
+        return Reading(self.metrics, self.train.skips, self.queue)
 
     def drain(self) -> None:
         """Waits until everything that was launched is done."""
@@ -115,20 +116,66 @@ class Learner:
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Goes on from a `save`. Raises ValueError where it does not fit."""
-        for group, target in {**self._tensors(), "optim": self.optimizer.state()}.items():
-            checkpoint.load_into(target, saved.tensors.get(group, {}), f"{saved.path}/{group}")
+        self._load(saved)
         counters = saved.value("noise", dict)
         for name, noise in self._noise().items():
             noise.counter.fill_(counters[name])
         assert saved.replay is not None, "every checkpoint of a run has one"
         self.replay.load(saved.path.parents[1] / "replay", saved.replay)
-        self.agent.renew_halves()
-        self.policy.take_weights()
         if self.schedule == "pipeline" and "policy" in saved.tensors:  # its weights are a launch older
             policy = dict(self.policy.agent.named_parameters())
             checkpoint.load_into(policy, saved.tensors["policy"], f"{saved.path}/policy")
             self.lag = saved.value("lag", int)
         wait_for(self.device)  # all this was the default stream's, for which no queue waits
+
+    def roll_back(self, saved: checkpoint.Checkpoint) -> None:
+        """Gives networks, optimizer and normaliser, and the policy, what they were in a checkpoint of this run.
+
+        Steps, ring, plans and noise go on, so that the same batch is not drawn again: what follows is no repetition.
+        Raises ValueError where it does not fit.
+        """
+        self.drain()
+        self._load(saved)
+        self.train.skips.clear()
+        self.lag = 0
+        wait_for(self.device)
+
+    def _load(self, saved: checkpoint.Checkpoint) -> None:
+        for group, target in {**self._tensors(), "optim": self.optimizer.state()}.items():
+            checkpoint.load_into(target, saved.tensors.get(group, {}), f"{saved.path}/{group}")
+        self.agent.renew_halves()
+        self.policy.take_weights()
+
+    def mend(self) -> int:
+        """Rids the ring of values that are not finite; how many records per environment had some."""
+        self.drain()
+        mended = self.replay.mend()
+        wait_for(self.device)
+        return mended
+
+    def is_finite(self) -> bool:
+        """Whether everything is that a checkpoint holds beside the ring."""
+        self.drain()
+        groups = *self._tensors().values(), self.optimizer.state()
+        tensors = [tensor for group in groups for tensor in group.values()] + [*self.policy.agent.parameters()]
+        ends = [end.float() for tensor in tensors for end in tensor.detach().aminmax()]
+        return bool(torch.stack(ends).isfinite().all())  # the ends of what holds a NaN are NaN
+
+    def skipped_window(self) -> dict[str, Tensor] | None:
+        """What the last skipped update saw, its start states as they are now; None where it is not in the ring.
+
+        The window by the ring's keys, (B, T, ...), start states (B, ...), and env and record (B,): see `Plan`.
+        """
+        self.drain()
+        env, record = self.train.skips.plan.cpu().numpy()
+        if env.min() < 0 or record.min() < max(self.replay.first, self.replay.length - self.replay.rows):
+            return None
+        self.replay.stage(Plan(env, record, online=0))
+        batch, start, action = self.replay.window()
+        flat = {f"obs/{key}": value for key, value in batch.obs.items()} | batch._asdict() | start._asdict()
+        flat |= {f"action/{key}": value for key, value in action.items()}
+        flat |= {"env": torch.from_numpy(env), "record": torch.from_numpy(record)}
+        return {key: value.detach() for key, value in flat.items() if isinstance(value, Tensor)}
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         """Parameters by official name, the return normaliser, and what the policy carries from step to step."""
@@ -166,10 +213,16 @@ class Learner:
 class Reading:
     """Metrics on their way to the host."""
 
-    def __init__(self, metrics: Metrics, queue: Queue) -> None:
+    def __init__(self, metrics: Metrics, skips: Skips, queue: Queue) -> None:
         self._host: HostSums = metrics.take_host()
         self._device: DeviceSums = []
-        self._mark = queue.run(lambda: self._device.extend(metrics.take_device()))
+        self._most: list[Tensor] = []
+
+        def take() -> None:
+            self._device.extend(metrics.take_device())
+            self._most.append(fetch(skips.most))
+
+        self._mark = queue.run(take)
 
     def ready(self) -> bool:
         """Whether they have arrived."""
@@ -179,6 +232,11 @@ class Reading:
         """The mean of every name; waits for them."""
         self._mark.wait()
         return means(self._host, self._device)
+
+    def most_skipped(self) -> int:
+        """Skipped updates of RECENT in a row, the most of them since the last roll-back; waits for them."""
+        self._mark.wait()
+        return int(self._most[0])
 
 
 def choose_device(config: Config) -> tuple[torch.device, torch.dtype]:

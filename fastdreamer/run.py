@@ -17,6 +17,7 @@ import torch
 from fastdreamer import checkpoint
 from fastdreamer.config import Config
 from fastdreamer.evaluate import evaluate
+from fastdreamer.guard import Guard
 from fastdreamer.learner import Reading
 from fastdreamer.loop import Training
 from fastdreamer.metrics import JsonlWriter, console_line
@@ -28,12 +29,6 @@ logger = logging.getLogger(__name__)
 
 STOPPING = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
 GO_ON = "go on with: python -m fastdreamer.train --resume"
-MOST_SKIPPED = 10
-"""Updates in a row that change nothing before a run gives up: a single one may be the fault of its data."""
-
-
-class DivergedError(ValueError):
-    """Training cannot go on: its numbers are not finite."""
 
 
 class Stop:
@@ -108,8 +103,7 @@ class Run:
         self.words = LastWords(f"it ended without a word; {GO_ON} {folder}")
         self.mark = self._read_mark()
         self.reading: Reading | None = None
-        self.skipped = 0
-        """The latest updates, as far as logs tell, none of which was finite."""
+        self.guard = Guard(training, folder)
 
     def train(self) -> None:
         """Trains until the run is done or a signal comes, with its logs, evaluations and checkpoints, and saves."""
@@ -161,7 +155,15 @@ class Run:
         self.save()
 
     def save(self) -> None:
-        """Writes a checkpoint; where that fails, the run goes on with the one before and says so."""
+        """Writes a checkpoint; where that fails, the run goes on with the one before and says so.
+
+        Raises DivergedError where nothing finite is left to write.
+        """
+        if self.reading is not None:
+            self.log()  # a roll-back leaves nothing of what it tells
+        if not self.guard.ready_to_save():
+            logger.warning("checkpoint of step %d was not written: not finite", self.training.env_steps)
+            return
         try:
             self.training.save(self.folder)
         except OSError as error:
@@ -186,13 +188,13 @@ class Run:
     def log(self) -> None:
         """Writes what happened since the last log, with the metrics that were read, to the console and metrics.jsonl.
 
-        Raises ValueError where none of many updates was finite: nothing is learned any more.
+        Rolls back where updates were not finite. Raises DivergedError where that is no help.
         """
         assert self.reading is not None
         with range_("log"):
             now = self._read_mark()
             seconds, steps, updates = (late - early for late, early in zip(now, self.mark, strict=True))
-            metrics, self.reading = self.reading.means(), None
+            metrics, skipped, self.reading = self.reading.means(), self.reading.most_skipped(), None
             record = {
                 "step": now[1],
                 "frame": now[1] * self.training.env.action_repeat,
@@ -208,13 +210,7 @@ class Run:
             self.writer.write(record)
             logger.info("%s", console_line(record))
             self.mark = now
-        if updates:
-            self.skipped = self.skipped + int(updates) if metrics.get("opt/skipped") == 1 else 0
-        if self.skipped >= MOST_SKIPPED:
-            raise DivergedError(
-                f"none of the last {self.skipped} updates, up to {now[2]}, was finite: training has diverged;"
-                " try a smaller optim.lr"
-            )
+        self.guard.judge(skipped)
 
     def evaluate(self) -> float | None:
         """Plays the evaluation episodes; their mean return, None where none are asked for or a signal came first."""

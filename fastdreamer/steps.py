@@ -21,6 +21,7 @@ from fastdreamer.profiling import range_
 from fastdreamer.replay import Replay
 from fastdreamer.replay_fetch import host_zeros
 from fastdreamer.replay_window import Plan
+from fastdreamer.skips import Skips
 from fastdreamer.spaces import Spaces
 from fastdreamer.streams import CudaQueue, make_queue, wait_for
 
@@ -80,6 +81,7 @@ class TrainStep:
             Noise(seed, Stream.IMAGINE, device=device),
             Noise(seed, Stream.ACTION, device=device),
         )
+        self.skips = Skips(replay.batch_size, device)
         self.run: Callable[[], None] = self._update
         if graph is not None:
             assert not replay.length, "its rows would be overwritten"
@@ -102,14 +104,17 @@ class TrainStep:
         statistics = agent.behavior.retnorm.lo, agent.behavior.retnorm.hi
         before = [statistic.clone() for statistic in statistics]
         noise = agent.update_noise(*self.noise, replay.batch_size, replay.batch_length)
-        out = agent.loss(*replay.window(), noise)
-        out.loss.backward()
+        window = replay.window()
+        out = agent.loss(*window, noise)
+        # What is not finite makes gradients that are not: two-hot would take a reward of inf for its largest bin.
+        out.loss.backward(1 + 0 * (out.loss.detach() + window.batch.reward.sum()))
         optimizer = self.optimizer.step()
         finite = optimizer["opt/skipped"] == 0  # else nothing may change but the noise and the count
         for statistic, value in zip(statistics, before, strict=True):
             statistic.copy_(torch.where(finite, statistic, value))
         replay.write_back(*out.states, finite)
         skipped = optimizer.pop("opt/skipped")
+        self.skips.add(skipped, replay.staged)
         self.metrics.add(out.metrics | optimizer, finite)
         self.metrics.add({"opt/skipped": skipped})
 
@@ -117,7 +122,7 @@ class TrainStep:
         """What an update changes, but for the ring, which is empty when this is asked for."""
         counters = [noise.counter for noise in self.noise]
         tensors = [*self.agent.parameters(), *self.agent.buffers(), *self.optimizer.state().values()]
-        return [*tensors, *self.optimizer.shadow, *counters]
+        return [*tensors, *self.optimizer.shadow, *counters, *self.skips.state()]
 
 
 class ActStep:
@@ -177,12 +182,13 @@ class ActStep:
         obs = {key: self._record[f"obs/{key}"] for key in self.agent.world.obs}
         noise = self.agent.act_noise(*self.noise, self.rows)
         action, state = self.agent.act(obs, self._record["is_first"], self.state, noise)
-        copy_all(self.state.world._asdict(), state.world._asdict())
-        copy_all(self.state.action, state.action)
+        action, world = without_spoiled(action), without_spoiled(state.world._asdict())
+        copy_all(self.state.world._asdict(), world)
+        copy_all(self.state.action, action)
         if self.replay is not None:
             stored = mask_action(action, self._record["is_last"])
             actions = {f"action/{key}": value for key, value in stored.items()}
-            self.replay.insert(self._record | actions | state.world._asdict())
+            self.replay.insert(self._record | actions | world)
         copy_all(self._action, action)
 
     def _state(self) -> list[Tensor]:
@@ -196,6 +202,12 @@ def mask_action(action: dict[str, Tensor], is_last: Tensor) -> dict[str, Tensor]
     action: key -> (N, ...); is_last: (N,) bool. Source: SPEC 1.1.
     """
     return {key: value.masked_fill(is_last.view(-1, *[1] * (value.ndim - 1)), 0) for key, value in action.items()}
+
+
+def without_spoiled(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """0 for every number that is not finite: weights that are spoiled must not spoil the ring before they are found."""
+    numbers = {key: value for key, value in values.items() if value.is_floating_point()}
+    return values | {key: value.nan_to_num(0.0, 0.0, 0.0) for key, value in numbers.items()}
 
 
 def record_fields(obs: Spaces) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

@@ -18,7 +18,8 @@ def main(argv: list[str]) -> int:
 
     job = cli.parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    from fastdreamer.run import DivergedError, run
+    from fastdreamer.guard import DivergedError
+    from fastdreamer.run import run
 
     try:
         return run(job.config, job.resume, started)

@@ -13,14 +13,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     "__init__",
-    "config presets spaces batch noise cpu schedule metrics checkpoint profiling episodes progress streams cli",
+    "config presets spaces batch noise cpu schedule metrics skips checkpoint profiling episodes progress streams cli",
     "nets dists optim heads env env_* replay replay_*",
     "rssm",
     "world_model behavior",
     "agent",
     "steps",
     "learner",
-    "evaluate watchdog loop run train check_env",
+    "evaluate watchdog loop guard run train check_env",
 )
 MODELS = ("nets", "dists", "heads", "rssm", "world_model", "behavior", "agent")
 UNPICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

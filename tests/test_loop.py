@@ -1,7 +1,6 @@
 """Whole runs of a tiny agent: the run folder, the schedule, stopping and going on."""
 
 import json
-import math
 import os
 import re
 import signal
@@ -21,8 +20,8 @@ from fastdreamer.env_backend import Raw
 from fastdreamer.env_envpool import EnvPoolBackend
 from fastdreamer.evaluate import evaluate
 from fastdreamer.loop import Training
-from fastdreamer.metrics import JsonlWriter, read_jsonl
-from fastdreamer.run import Run, Stop, make_folder, run
+from fastdreamer.metrics import read_jsonl
+from fastdreamer.run import make_folder, run
 from fastdreamer.train import main
 
 STEPS, ENVIRONMENTS = 400, 4
@@ -275,47 +274,6 @@ def test_an_error_of_the_environment_keeps_its_traceback(tmp_path: Path, monkeyp
     arguments = ["--env.id=fake_envs:Bad", "--env.options.how=raises", f"--run.dir={tmp_path / 'run'}"]
     with pytest.raises(ValueError, match=r"^of the environment$"):
         main([*SHORT, *arguments])
-
-
-def test_a_run_that_diverged_ends(tmp_path: Path) -> None:
-    training = Training(tiny_config(tmp_path), None)
-    kernel = training.learner.agent.world.dyn.dynhid0.kernel
-    while training.progress.updates < 3:
-        training.advance()
-    training.learner.metrics.flush()
-    with torch.no_grad():
-        kernel.fill_(math.nan)
-    with JsonlWriter(tmp_path / "metrics.jsonl") as writer:
-        run = Run(training, tmp_path, writer, Stop(), 0.0)
-        for updates in (7, 0, 2, 1):
-            training.update(updates)
-            run.reading = training.learner.read_metrics()
-            if updates == 1:
-                with pytest.raises(
-                    ValueError, match=r"^none of the last 10 updates, up to 13, was finite: training has"
-                ):
-                    run.log()
-            else:
-                run.log()
-    training.env.close()
-    record = read_jsonl(tmp_path / "metrics.jsonl")[-1]
-    assert record["opt/skipped"] == 1 and "opt/loss" not in record
-
-
-def test_a_single_update_that_is_not_finite_ends_nothing(tmp_path: Path) -> None:
-    training = Training(tiny_config(tmp_path), None)
-    while training.progress.updates < 3:
-        training.advance()
-    with JsonlWriter(tmp_path / "metrics.jsonl") as writer:
-        run = Run(training, tmp_path, writer, Stop(), 0.0)
-        for skipped in (1.0, 1.0, 0.5) * 4:
-            training.learner.metrics.flush()
-            training.progress.updates += 4
-            training.learner.metrics.add({"opt/skipped": skipped})
-            run.reading = training.learner.read_metrics()
-            run.log()
-    training.env.close()
-    assert run.skipped == 0
 
 
 def test_two_runs_cannot_make_one_folder(tmp_path: Path) -> None:
