@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -16,7 +16,8 @@ import torch
 
 from fastdreamer import checkpoint
 from fastdreamer.config import Config
-from fastdreamer.evaluate import evaluate
+from fastdreamer.env import Env
+from fastdreamer.evaluate import evaluate, evaluation_env
 from fastdreamer.guard import Guard
 from fastdreamer.learner import Reading
 from fastdreamer.loop import Training
@@ -107,12 +108,14 @@ class Run:
 
     def train(self) -> None:
         """Trains until the run is done or a signal comes, with its logs, evaluations and checkpoints, and saves."""
-        env = self.training.env
-        watch = nullcontext() if env.supervised else Watchdog(env, self.training.config.env.timeout, self._hangs)
-        with self.words, watch:
+        with self.words, self._watched(self.training.env):
             if self.training.progress.updates:  # it was saved before
                 self.words.prepare()
             self._train()
+
+    def _watched(self, env: Env) -> AbstractContextManager[object]:
+        """While environments are played."""
+        return nullcontext() if env.supervised else Watchdog(env, self.training.config.env.timeout, self._hangs)
 
     def _hangs(self) -> None:
         """The main thread waits for an environment and cannot be woken."""
@@ -214,9 +217,13 @@ class Run:
 
     def evaluate(self) -> float | None:
         """Plays the evaluation episodes; their mean return, None where none are asked for or a signal came first."""
-        self.training.learner.drain()
-        scores = evaluate(self.training.learner.agent, self.training.config, self.stop.requested)
-        if self.stop.requested() or not scores:
+        config, learner = self.training.config, self.training.learner
+        if not config.run.eval_episodes:
+            return None
+        learner.drain()
+        with closing(evaluation_env(config)) as env, self._watched(env):
+            scores = evaluate(learner.agent, env, config, self.stop.requested)
+        if self.stop.requested():
             return None
         mean = sum(scores) / len(scores)
         self.writer.write({"step": self.training.env_steps, "eval/return": mean, "eval/returns": scores})

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from fastdreamer.config import Config, EnvConfig, LossConfig, ModelConfig, Optim
 from fastdreamer.env import EnvError
 from fastdreamer.env_backend import Raw
 from fastdreamer.env_envpool import EnvPoolBackend
-from fastdreamer.evaluate import evaluate
+from fastdreamer.evaluate import evaluate, evaluation_env
 from fastdreamer.loop import Training
 from fastdreamer.metrics import read_jsonl
 from fastdreamer.run import make_folder, run
@@ -167,7 +168,8 @@ def test_a_run_can_be_resumed_from_its_first_update_on_and_not_beyond_its_end(tm
 def test_an_evaluation_ends_when_the_run_is_stopped(tmp_path: Path) -> None:
     training = Training(tiny_config(tmp_path), None)
     calls = iter([False] * 5 + [True])
-    assert evaluate(training.learner.agent, training.config, lambda: next(calls)) == []
+    with closing(evaluation_env(training.config)) as env:
+        assert evaluate(training.learner.agent, env, training.config, lambda: next(calls)) == []
     training.env.close()
 
 

@@ -1,6 +1,7 @@
 """Every kind of space and every field of the model and its losses trains, evaluates and goes on from a checkpoint."""
 
 import math
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from test_loop import assert_same, tensors, tiny_config
 
 from fastdreamer import checkpoint
 from fastdreamer.config import Config, EnvConfig, LossConfig
-from fastdreamer.evaluate import evaluate
+from fastdreamer.evaluate import evaluate, evaluation_env
 from fastdreamer.loop import Training
 
 UPDATES = 5
@@ -77,7 +78,8 @@ def test_a_variant_trains_evaluates_and_goes_on(
     assert metrics["opt/loss"] == pytest.approx(
         sum(agent.scale(name) * metrics[f"loss/{name}"] for name in expected), rel=1e-4
     )
-    assert len(evaluate(agent, config, lambda: False)) == config.run.eval_episodes
+    with closing(evaluation_env(config)) as played:
+        assert len(evaluate(agent, played, config, lambda: False)) == config.run.eval_episodes
     training.save(tmp_path)
     second = Training(config, checkpoint.latest(tmp_path))
     for each in (training, second):

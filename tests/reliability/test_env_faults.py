@@ -126,30 +126,32 @@ import os, signal, sys, time
 from fastdreamer.env_envpool import EnvPoolBackend
 how, original = sys.argv.pop(1), EnvPoolBackend.receive
 def receive(backend):
-    if backend._record == 60:
-        if how == "hang":
-            time.sleep(1000)
+    if backend._record == 60 and how == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
+    if backend._record == 60 and how == "hang" or backend._seed and how == "hang in evaluation":
+        time.sleep(1000)
     return original(backend)
 EnvPoolBackend.receive = receive
 from fastdreamer.train import main
 sys.exit(main(sys.argv[1:]))
 """
-"""A run whose pool hangs, or takes the process down, at its record 60."""
+"""A run whose pool hangs, or takes the process down, at its record 60; or one that evaluates hangs."""
+HOW = ["hang", *(pytest.param(how, marks=pytest.mark.slow) for how in ("crash", "hang in evaluation"))]
 
 
-@pytest.mark.parametrize("how", ["hang", "crash"])
+@pytest.mark.parametrize("how", HOW)
 def test_a_pool_that_hangs_or_crashes_ends_the_run_with_a_checkpoint_and_the_command(
     tmp_path: Path, bar: Bar, how: str
 ) -> None:
     folder = tmp_path / "run"
     arguments = [*SHORT, f"--run.dir={folder}", "--run.steps=1000000", "--env.timeout=2", "--run.log_every=0.1"]
+    arguments += ["--run.eval_every=240"]
     done = subprocess.run(
         [sys.executable, "-c", RUN, how, "cartpole", *arguments], capture_output=True, text=True, timeout=100
     )
     printed = re.findall(r"go on with: python -m (fastdreamer.train --resume \S+)$", done.stdout, re.MULTILINE)
     saved = latest(folder).value("env_steps", int)
-    if how == "hang":
+    if how != "crash":
         said = "fastdreamer: error: env.id CartPole-v1: no answer within env.timeout, 2 s\n"
         held = (done.returncode, done.stderr, saved) == (2, said, 60 * 4)
     else:
@@ -166,6 +168,7 @@ def test_a_pool_that_hangs_or_crashes_ends_the_run_with_a_checkpoint_and_the_com
     assert held
 
 
+@pytest.mark.slow
 def test_faults_are_counted_in_the_metrics(tmp_path: Path, bar: Bar) -> None:
     folder, once = tmp_path / "run", tmp_path / f"once.{SEED + 1}"
     once.touch()
