@@ -20,7 +20,6 @@ KINDS = [
     (WALK, {"act": "box", "show": "image"}),
     (WALK, {"vectorization": "async", "act": "uneven"}),
     ("gym:CartPole-v1", {}),
-    ("gym:Pendulum-v1", {"max_episode_steps": 30}),
 ]
 
 
@@ -50,6 +49,8 @@ def test_the_records_after_a_save_come_again(
     env = make_env(id, num_envs=3, seed=7, options=options)
     random = np.random.default_rng(0)
     before = [*drive(env, SAVED, random)]
+    while not before[-1].is_last.any() or before[-1].is_last.all():  # one has just ended, another has not
+        before += drive(env, 1, random)
     state, draws = env.save(), random.bit_generator.state
     expected = [*drive(env, AFTER, random)]
     assert sum(step.is_last.sum() for step in before) > 3 and sum(step.is_last.sum() for step in expected) > 1

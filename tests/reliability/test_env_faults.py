@@ -15,6 +15,7 @@ from test_loop import SHORT
 
 from fastdreamer.checkpoint import latest
 from fastdreamer.env import Env, EnvError, Step, make_env
+from fastdreamer.env_cursor import episode_seed
 from fastdreamer.env_envpool import EnvPoolBackend
 from fastdreamer.metrics import read_jsonl
 
@@ -116,6 +117,8 @@ def test_a_pool_that_shows_nan_is_made_anew(
     firsts = [step.is_first.all() for step in steps]
     held = [at for at, first in enumerate(firsts) if first] == [0, 10] and env.rebuilds == 1
     said = 'EnvPool: env 0: observation "vector" is not finite (got nan); it is made anew and begins new episodes'
+    fresh = make_env("CartPole-v1", num_envs=4, seed=episode_seed(SEED, 10)).recv().obs["vector"]
+    held = held and (steps[10].obs["vector"] == fresh).all()
     held = held and caplog.messages == [said] and all(np.isfinite(step.obs["vector"]).all() for step in steps)
     bar("R11 a pool made anew", held)
     assert held, (firsts, caplog.messages)
@@ -123,6 +126,7 @@ def test_a_pool_that_shows_nan_is_made_anew(
 
 RUN = """
 import os, signal, sys, time
+from fastdreamer.env_cursor import episode_seed
 from fastdreamer.env_envpool import EnvPoolBackend
 how, original = sys.argv.pop(1), EnvPoolBackend.receive
 def receive(backend):
