@@ -9,6 +9,7 @@ run is a function of its seed.
 
 import gc
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from fastdreamer.profiling import range_
 from fastdreamer.replay import Replay
 from fastdreamer.replay_placement import Wanted
 from fastdreamer.replay_window import Plan
+from fastdreamer.saving import Saving
 from fastdreamer.skips import Skips
 from fastdreamer.spaces import Spaces
 from fastdreamer.steps import ActStep, TrainStep
@@ -65,6 +67,7 @@ class Learner:
         self.lag = 0
         """Updates that the weights of the policy do not know of yet."""
         self._handed: Mark = Done()
+        self._saver = ThreadPoolExecutor(1, "saver")
 
     def act(self, step: Step) -> dict[str, NDArray[np.generic]]:
         """Actions (N, *shape) per key for a record of the environments, which goes into the ring."""
@@ -101,18 +104,26 @@ class Learner:
 
     def save(
         self, run: Path, env_steps: int, state: Mapping[str, object], others: Mapping[str, Mapping[str, Tensor]]
-    ) -> None:
-        """Writes a checkpoint of this moment: networks, optimizer, normaliser, counters and replay.
+    ) -> Saving:
+        """A checkpoint of this moment: networks, optimizer, normaliser, counters and replay.
 
         And the weights of the policy, where the schedule keeps it behind. And what the caller has: `state`, JSON data,
         and groups of tensors.
         """
         self.drain()
-        tensors: dict[str, Mapping[str, Tensor]] = {**self._tensors(), "optim": self.optimizer.state(), **others}
+        groups: dict[str, Mapping[str, Tensor]] = {**self._tensors(), "optim": self.optimizer.state(), **others}
         counters = {"noise": {name: int(noise.counter) for name, noise in self._noise().items()}, "lag": self.lag}
         if self.schedule == "pipeline":
-            tensors["policy"] = dict(self.policy.agent.named_parameters())
-        checkpoint.save(run, env_steps, tensors, {**state, **counters}, self.replay.save(run / "replay"))
+            groups["policy"] = dict(self.policy.agent.named_parameters())
+        tensors = {
+            group: {name: tensor.detach().to("cpu", copy=True) for name, tensor in named.items()}
+            for group, named in groups.items()
+        }
+        ring = self.replay.save(run / "replay")
+        facts = {**state, **counters}
+        return Saving(
+            self._saver, env_steps, ring, lambda: checkpoint.save(run, env_steps, tensors, facts, ring.write())
+        )
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Goes on from a `save`. Raises ValueError where it does not fit."""

@@ -14,6 +14,7 @@ from fastdreamer.episodes import EpisodeTracker
 from fastdreamer.learner import Learner, choose_device
 from fastdreamer.profiling import range_
 from fastdreamer.progress import Progress
+from fastdreamer.saving import Saving
 from fastdreamer.schedule import TrainRatio
 from fastdreamer_kernels import report
 
@@ -97,7 +98,11 @@ class Training:
         return scores
 
     def save(self, folder: Path) -> None:
-        """Writes a checkpoint of this moment."""
+        """Writes a checkpoint of this moment. Raises OSError where that fails."""
+        self.begin_save(folder).wait()
+
+    def begin_save(self, folder: Path) -> Saving:
+        """The same, but it is written while training goes on."""
         with range_("save"):
             envs = self.env.save()
             state = {
@@ -108,4 +113,4 @@ class Training:
                 "envs": envs.facts,
             }
             actions = {key: torch.from_numpy(value) for key, value in envs.actions.items()}
-            self.learner.save(folder, self.env_steps, state, {"envs": actions} if actions else {})
+            return self.learner.save(folder, self.env_steps, state, {"envs": actions} if actions else {})

@@ -20,10 +20,12 @@ from torch import Tensor
 
 from fastdreamer.batch import Window
 from fastdreamer.noise import Noise, Stream
-from fastdreamer.replay_io import ChunkFiles, chunk_length
+from fastdreamer.replay_files import RingSave, chunk_length
+from fastdreamer.replay_latents import LatentFiles
 from fastdreamer.replay_mend import mend
 from fastdreamer.replay_pinned import Pinning
 from fastdreamer.replay_placement import Wanted, choose, read_machine
+from fastdreamer.replay_records import RecordFiles
 from fastdreamer.replay_storage import Field, allocate
 from fastdreamer.replay_window import Plan, Windows
 from fastdreamer.spaces import Spaces
@@ -70,7 +72,7 @@ class Replay:
         lead = (num_envs, self.rows)
         self.records = allocate(near, lead, device) | allocate(away, lead, CPU)
         self.latents = allocate(latent, lead, device)
-        self._files = ChunkFiles("records", self.records), ChunkFiles("latents", self.latents)
+        self._record_files, self._latent_files = RecordFiles(self.records), LatentFiles(self.latents)
         pinned = [self.records[key] for key in away if places[key] == "pinned"]
         self._pinning = Pinning(pinned) if pinned else None
         if self._pinning is not None:
@@ -139,6 +141,7 @@ class Replay:
             self._pinning.reach(row)
         for key in self.away:
             self.records[key][:, row].copy_(away[key])
+        self._latent_files.changed(slice(None), self.length)
         self.length += 1
 
     def plan(self) -> Plan:
@@ -179,7 +182,7 @@ class Replay:
         if plan.start.min() < self.length - self.rows:
             raise ValueError(f"replay: record {plan.start.min()} was planned but is overwritten already")
         self._windows.stage(plan)
-        self._files[1].changed(self._windows.trained_records(plan))
+        self._latent_files.changed(plan.env[:, None], self._windows.trained_records(plan))
 
     def window(self) -> Window:
         """The staged windows, in tensors that the next call overwrites."""
@@ -191,27 +194,24 @@ class Replay:
 
     def mend(self) -> int:
         """Rids the ring of values that are not finite; how many records per environment had some. See `mend`."""
-        first, count = max(self.first, self.length - self.rows), 0
-        for files in self._files:
-            records = mend(files.ring, first, self.length)
-            files.changed(records)
-            count += len(records)
-        return count
+        first = max(self.first, self.length - self.rows)
+        records, latents = (mend(ring, first, self.length) for ring in (self.records, self.latents))
+        self._record_files.changed(records)
+        self._latent_files.changed(slice(None), latents)
+        return len(records) + len(latents)
 
-    def save(self, folder: Path) -> dict[str, object]:
-        """Writes every record that can still be sampled to `folder`; returns the index that `load` takes, JSON data.
+    def save(self, folder: Path) -> RingSave:
+        """A save of every record that can still be sampled, as it is now, that `RingSave.write` writes to `folder`.
 
-        "chunks" in it maps the names of the files to their crc32. Observations, actions and flags are written once,
-        states again if they changed since they were saved. Raises OSError where that fails; the ring can go on then.
+        Records are written once, states again if they changed since they were saved.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         first = self.window_range()[0] // self.num_envs
-        chunks = {name: crc for files in self._files for name, crc in files.save(folder, first, self.length).items()}
+        halves = [files.stage(folder, first, self.length) for files in (self._record_files, self._latent_files)]
         counters = {"length": self.length, "first": first, "served": self.served, "plans": int(self.noise.counter)}
-        return {"chunks": chunks, "ring": self._facts(), **counters}
+        return RingSave(folder, (halves[0], halves[1]), {"ring": self._facts(), **counters})
 
     def load(self, folder: Path, index: Mapping[str, object]) -> None:
-        """Goes on from a `save`, bit by bit as if never interrupted; the ring must be new.
+        """Goes on from the index of a `save`, bit by bit as if never interrupted; the ring must be new.
 
         Its capacity may differ: a larger ring goes on filling up, a smaller one takes the newest records. Raises
         ValueError where the index belongs to another kind of ring, or where a file is missing, unreadable or does not
@@ -225,7 +225,7 @@ class Replay:
                 raise ValueError(f"replay: saved with {name} {saved.get(name)}, but this run has {own.get(name)}")
         length, first, served, plans = (_entry(index, name, int) for name in ("length", "first", "served", "plans"))
         first = max(first, length - self.rows)
-        for files in self._files:
+        for files in (self._record_files, self._latent_files):
             files.load(folder, chunks, first, length)
         self.length, self.first, self.served = length, first, served
         self.cursor.fill_(length % self.rows)
@@ -238,7 +238,7 @@ class Replay:
         return fields | {
             "num_envs": self.num_envs,
             "batch_length": self.batch_length,
-            "chunk": self._files[0].length,
+            "chunk": self._record_files.length,
         }
 
 

@@ -23,6 +23,7 @@ from fastdreamer.learner import Reading
 from fastdreamer.loop import Training
 from fastdreamer.metrics import JsonlWriter, console_line
 from fastdreamer.profiling import range_
+from fastdreamer.saving import Saving
 from fastdreamer.schedule import Every
 from fastdreamer.watchdog import LastWords, Watchdog
 
@@ -105,6 +106,7 @@ class Run:
         self.mark = self._read_mark()
         self.reading: Reading | None = None
         self.guard = Guard(training, folder)
+        self.saving: Saving | None = None
 
     def train(self) -> None:
         """Trains until the run is done or a signal comes, with its logs, evaluations and checkpoints, and saves."""
@@ -119,7 +121,7 @@ class Run:
 
     def _hangs(self) -> None:
         """The main thread waits for an environment and cannot be woken."""
-        self.save()
+        self.save(wait=True)
         self.words.drop()
         logger.info("%s %s", GO_ON, self.folder)
         env = self.training.config.env
@@ -136,7 +138,7 @@ class Run:
                 scores = training.advance()
             finally:
                 if training.env.waiting_since is not None:
-                    self.save()  # the environment's failure must not cost what was learned
+                    self.save(wait=True)  # the environment's failure must not cost what was learned
                     logger.info("%s %s", GO_ON, self.folder)
             for score in scores:
                 self.writer.write({"step": training.env_steps, "episode/return": score})
@@ -148,30 +150,43 @@ class Run:
                 self.log()
             if evaluation.due(training.env_steps) and not training.done:
                 self.evaluate()
+            self._end_save(wait=False)
             if save.due(progress.train_seconds):
-                self.save()
+                self.save(wait=False)
         if self.reading is not None:
             self.log()
         if self._read_mark() != self.mark:
             self.reading = training.learner.read_metrics()
             self.log()
-        self.save()
+        self.save(wait=True)
 
-    def save(self) -> None:
-        """Writes a checkpoint; where that fails, the run goes on with the one before and says so.
+    def save(self, wait: bool) -> None:
+        """Takes a checkpoint, which is written beside the training or while it is to `wait`.
 
-        Raises DivergedError where nothing finite is left to write.
+        Where writing fails, the run goes on with the one before and says so; where the one before is still being
+        written, the next one that is due is taken instead. Raises DivergedError where nothing finite is left to write.
         """
+        self._end_save(wait)
+        if self.saving is not None:
+            return
         if self.reading is not None:
             self.log()  # a roll-back leaves nothing of what it tells
         if not self.guard.ready_to_save():
             logger.warning("checkpoint of step %d was not written: not finite", self.training.env_steps)
             return
+        self.saving = self.training.begin_save(self.folder)
+        self._end_save(wait)
+
+    def _end_save(self, wait: bool) -> None:
+        """After one that has been written, or that is waited for."""
+        if self.saving is None or not (wait or self.saving.done()):
+            return
+        saving, self.saving = self.saving, None
         try:
-            self.training.save(self.folder)
+            saving.wait()
         except OSError as error:
-            step, reason = self.training.env_steps, error.strerror or error
-            logger.warning("checkpoint of step %d was not written: %s; those before it are kept", step, reason)
+            reason = error.strerror or error
+            logger.warning("checkpoint of step %d was not written: %s; those before it are kept", saving.step, reason)
 
     def _note_first_update(self) -> None:
         self.training.learner.drain()
@@ -182,7 +197,7 @@ class Run:
             "first update at step %d, %.1f s after the start, %.1f s of them to fill the replay",
             self.training.env_steps, seconds, filling,
         )  # fmt: skip
-        self.save()  # from here on the run can be resumed
+        self.save(wait=True)  # from here on the run can be resumed
         self.words.prepare()
 
     def _read_mark(self) -> tuple[float, int, int]:
@@ -213,6 +228,8 @@ class Run:
             self.writer.write(record)
             logger.info("%s", console_line(record))
             self.mark = now
+        if skipped:
+            self._end_save(wait=True)  # a roll-back reads what is written
         self.guard.judge(skipped)
 
     def evaluate(self) -> float | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -177,3 +178,15 @@ def drive(
         assert_equal(flatten(gather(ring, plan)), lists.gather(plan))
         ring.write_back(**state)
     lists.write_back(plans[0], **state)
+
+
+def save(ring: Replay, folder: Path) -> Index:
+    """A save from its beginning to its end."""
+    saving = ring.save(folder)
+    try:
+        index = saving.write()
+    except OSError:
+        saving.drop()
+        raise
+    saving.keep()
+    return index

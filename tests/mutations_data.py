@@ -143,7 +143,7 @@ CLOCKWORK = {
     ),
     "states of the step before": Mutation(
         STEPS,
-        "self._record | actions | state.world._asdict()",
+        "self._record | actions | world",
         "self._record | actions | self.agent.initial(self.rows).world._asdict()",
         ACTED,
     ),

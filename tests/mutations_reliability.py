@@ -57,7 +57,7 @@ FAULTY = {
     "a rebuilt pool is not first": Mutation(POOL, "np.ones_like(self._first)", "self._first", REMADE),
     "hang unnoticed": Mutation(WATCHDOG, "time.monotonic() - since > self._seconds", "False", ENDS, raises=True),
     "hang not saved": Mutation(
-        RUN, "        self.save()\n        self.words.drop()", "        self.words.drop()", ENDS
+        RUN, "        self.save(wait=True)\n        self.words.drop()", "        self.words.drop()", ENDS
     ),
     "command not printed after a crash": Mutation(WATCHDOG, "self._process is None:\n", "False:\n", ENDS),
     "command printed twice": Mutation(RUN, "self.words.drop()", "pass", ENDS),

@@ -23,8 +23,8 @@ MUTATIONS = [mutation for group in GROUPS for mutation in group.values()]
 NAMES = [name for group in GROUPS for name in group]
 TESTS_FAILED = 1
 """The exit code of pytest for that; a file that cannot be collected gives another one."""
-LIMIT = 120
-"""Seconds for one mutation."""
+LIMIT, LIMIT_OF_ALL = 120, 1800
+"""Seconds for one mutation, and for all tests that catch one."""
 WRONG_VALUE = re.compile(r"^tests/\S+:\d+: (AssertionError|Failed)$", re.MULTILINE)
 
 
@@ -38,23 +38,23 @@ def copy_source(target: Path) -> Path:
     return target
 
 
-def run_python(root: Path, *arguments: str) -> tuple[int, str]:
+def run_python(root: Path, *arguments: str, limit: float = LIMIT) -> tuple[int, str]:
     """Exit code and output of a Python process that imports the packages below `root`."""
     paths = os.pathsep.join([str(root), str(root / "kernels")])
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # a third of the time of a test
     environment["FASTDREAMER_KERNELS"] = "reference"  # which is what has the mistakes
     result = subprocess.run(
-        [sys.executable, *arguments], cwd=root, env=environment, timeout=LIMIT, text=True,
+        [sys.executable, *arguments], cwd=root, env=environment, timeout=limit, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     return result.returncode, result.stdout
 
 
-def run_tests(root: Path, *nodes: str) -> tuple[int, str]:
+def run_tests(root: Path, *nodes: str, limit: float = LIMIT) -> tuple[int, str]:
     """Exit code and output of pytest on nodes below tests/, up to the first failure."""
     options = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider")
-    return run_python(root, *options, *(f"tests/{node}" for node in nodes))
+    return run_python(root, *options, *(f"tests/{node}" for node in nodes), limit=limit)
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +66,7 @@ def unmutated_tests_pass(tmp_path_factory: pytest.TempPathFactory) -> None:
     )
     assert code == 0, output
     assert all(Path(file).is_relative_to(root) for file in output.split()), output
-    code, output = run_tests(root, *sorted({mutation.test for mutation in MUTATIONS}))
+    code, output = run_tests(root, *sorted({mutation.test for mutation in MUTATIONS}), limit=LIMIT_OF_ALL)
     assert code == 0, output
 
 

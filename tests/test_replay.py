@@ -22,7 +22,7 @@ from fake_replay import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastdreamer import replay_io
+from fastdreamer import replay_files
 from fastdreamer.noise import Noise, Stream
 from fastdreamer.replay import Plan, _below
 
@@ -31,7 +31,7 @@ from fastdreamer.replay import Plan, _below
 def chunks_of_three() -> Iterator[None]:
     """Rows come in whole chunks: short ones let a small ring wrap around."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replay_io, "CHUNK", 3)
+        patch.setattr(replay_files, "CHUNK", 3)
         yield
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from fake_replay import DETER, STOCH, Index, filled, make_ring
+from fake_replay import DETER, STOCH, Index, filled, make_ring, save
 from safetensors.torch import load_file, save_file
 
-from fastdreamer import replay_io
+from fastdreamer import replay_files
 from fastdreamer.replay import Replay
 from fastdreamer.spaces import Space
 
@@ -18,7 +18,7 @@ from fastdreamer.spaces import Space
 @pytest.fixture(autouse=True)
 def chunks_of_three() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replay_io, "CHUNK", 3)
+        patch.setattr(replay_files, "CHUNK", 3)
         yield
 
 
@@ -39,14 +39,14 @@ OTHER_RINGS: list[tuple[dict[str, Any], str]] = [
 def test_a_ring_of_another_kind_is_refused(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
     arguments = {"obs": {"a": Space("vector", (3,))}, "act": {}, "deter": DETER, "stoch": STOCH, "num_envs": 2}
     arguments |= {"capacity": 50, "batch_size": 3, "batch_length": 4, "seed": 0}
-    index = Replay(**arguments).save(tmp_path)
+    index = save(Replay(**arguments), tmp_path)
     with pytest.raises(ValueError, match=f"^replay: {re.escape(message)}$"):
         Replay(**arguments | changed).load(tmp_path, index)
 
 
 def test_only_a_new_ring_takes_a_saved_one(tmp_path: Path) -> None:
     ring, _ = filled(10)
-    index = ring.save(tmp_path)
+    index = save(ring, tmp_path)
     with pytest.raises(ValueError, match=r"^replay\.load needs a new ring, this one holds 10 records$"):
         ring.load(tmp_path, index)
 
@@ -54,7 +54,7 @@ def test_only_a_new_ring_takes_a_saved_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["chunks", "ring", "length", "first", "served", "plans"])
 def test_an_index_without_an_entry_is_refused(tmp_path: Path, name: str) -> None:
     ring, _ = filled(10)
-    index = ring.save(tmp_path)
+    index = save(ring, tmp_path)
     del index[name]
     with pytest.raises(ValueError, match=rf"^replay index: {name} must be a \w+, got None$"):
         make_ring().load(tmp_path, index)
@@ -63,7 +63,7 @@ def test_an_index_without_an_entry_is_refused(tmp_path: Path, name: str) -> None
 @pytest.mark.parametrize("kind", ["records", "latents"])
 def test_a_file_that_is_not_in_the_index_is_missed(tmp_path: Path, kind: str) -> None:
     ring, _ = filled(10)
-    index: Index = ring.save(tmp_path)
+    index: Index = save(ring, tmp_path)
     del index["chunks"][sorted(name for name in index["chunks"] if name.startswith(kind))[1]]
     with pytest.raises(ValueError, match=rf"^{tmp_path}: no file of {kind} holds record 3$"):
         make_ring().load(tmp_path, index)
@@ -71,7 +71,7 @@ def test_a_file_that_is_not_in_the_index_is_missed(tmp_path: Path, kind: str) ->
 
 def test_a_file_that_begins_too_late_is_refused(tmp_path: Path) -> None:
     ring, _ = filled(40, num_envs=2, capacity=10, batch_length=4)
-    index: Index = ring.save(tmp_path)
+    index: Index = save(ring, tmp_path)
     with pytest.raises(ValueError, match=rf"^{tmp_path}: no file of records holds record 30$"):
         make_ring(num_envs=2, capacity=10, batch_length=4).load(tmp_path, index | {"first": index["first"] - 1})
 
@@ -92,7 +92,7 @@ DAMAGES = {
 def test_a_damaged_file_is_refused_with_its_name(tmp_path: Path, damage: str) -> None:
     content, message = DAMAGES[damage]
     ring, _ = filled(10)
-    index: Index = ring.save(tmp_path)
+    index: Index = save(ring, tmp_path)
     path = tmp_path / next(name for name in index["chunks"] if name.startswith("records-0000000003"))
     if content is None:
         path.unlink()

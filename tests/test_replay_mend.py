@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fake_replay import save
 from tiny_agent import ACT, DETER, GROUPS, OBS, TIME, fill, make_replay
 from torch import Tensor
 
@@ -52,12 +53,12 @@ def test_finite_values_whose_sum_is_not_stay_and_so_do_absent_ones() -> None:
 
 def test_what_was_mended_is_what_is_loaded(tmp_path: Path) -> None:
     replay = make_replay()
-    replay.save(tmp_path)
+    save(replay, tmp_path)
     replay.records["reward"][1, 3] = math.nan
     replay.latents["deter"][0, 3] = math.inf
     replay.records["obs/speed"][2, 5, 1] = math.inf
     assert replay.mend() == 3, "one record of rewards, one of states, one of observations"
-    index = replay.save(tmp_path)
+    index = save(replay, tmp_path)
     loaded = Replay(
         OBS, ACT, deter=DETER, stoch=GROUPS, num_envs=replay.num_envs, capacity=50, batch_size=3, batch_length=TIME,
         seed=0,

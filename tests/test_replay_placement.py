@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from fastdreamer import replay as replay_module
-from fastdreamer import replay_io, replay_storage
+from fastdreamer import replay_files, replay_storage
 from fastdreamer.replay import Replay
 from fastdreamer.replay_pinned import Pinning
 from fastdreamer.replay_placement import Machine, Place, Placement, Wanted, choose
@@ -191,7 +191,7 @@ class Rings(RuleBasedStateMachine):
     @initialize(seed=st.integers(0, 9))
     def make(self, seed: int) -> None:
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(replay_io, "CHUNK", 3)
+        self.patch.setattr(replay_files, "CHUNK", 3)
         self.rings = [make_ring(places, self.patch) for places in APART.values()]
         self.lists, self.rng = ListReplay(**SIZES), np.random.default_rng(seed)
 
