@@ -135,7 +135,7 @@ def test_what_an_update_reads_and_writes_stays_where_it_is(kernels: str, monkeyp
     assert all(other == used for other in others)
     tensors = [*train.agent.parameters(), *train.optimizer.nu, *train.optimizer.mu, train.optimizer.step_count]
     tensors += [*train.replay.records.values(), *train.replay.latents.values(), train.agent.behavior.retnorm.lo]
-    tensors += [*(noise.counter for noise in train.noise)]
+    tensors += [*(noise.counter for noise in train.noise), *train.skips.state()]
     assert {tensor.untyped_storage().data_ptr() for tensor in tensors} <= used
 
 

@@ -3,6 +3,8 @@
 import random
 
 import torch
+from test_steps import make_train_step
+from test_warm_up import InlineCuda
 
 from fastdreamer.skips import RECENT, Skips
 
@@ -36,3 +38,15 @@ def test_what_was_cleared_is_forgotten() -> None:
     assert skips.most == 0
     skips.add(torch.ones(()), plan)
     assert skips.most == 1
+
+
+def test_a_warm_up_is_not_counted() -> None:
+    agent, train = make_train_step()
+    with torch.no_grad():
+        next(agent.parameters()).fill_(torch.nan)
+    train.warm_up(InlineCuda())
+    assert train.skips.most == 0 and (train.skips.plan == -1).all()
+    train(train.replay.plan())
+    assert train.skips.most == 1 and torch.equal(train.skips.plan, train.replay.staged)
+    train.warm_up(InlineCuda())
+    assert train.skips.most == 1

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastdreamer import cli, train
 from fastdreamer.agent import Agent
-from fastdreamer.config import Config, EnvConfig, ReplayConfig
+from fastdreamer.config import Config, EnvConfig, ModelConfig, ReplayConfig
 from fastdreamer.guard import MOST_SKIPPED, DivergedError, Guard
 from fastdreamer.loop import Training
 from fastdreamer.metrics import JsonlWriter, read_jsonl
@@ -67,10 +67,10 @@ def make_config(folder: Path, precision: Literal["float32", "bfloat16"] = "float
 class Spoiled:
     """A run of which some updates are spoiled."""
 
-    def __init__(self, folder: Path, spoiler: Spoiler, updates: set[int]) -> None:
+    def __init__(self, folder: Path, spoiler: Spoiler, updates: set[int], config: Config | None = None) -> None:
         folder.mkdir()
         self.folder, self.made = folder, 0
-        self.training = Training(make_config(folder, spoiler.precision), None)
+        self.training = Training(config or make_config(folder, spoiler.precision), None)
         update, step = self.training.learner.train.run, self.training.learner.train
 
         def spoiled() -> None:
@@ -114,9 +114,9 @@ def dump_holds(spoiled: Spoiled) -> bool:
     """Whether the file that the error names has the batch as it was planned."""
     learner = spoiled.training.learner
     path = Path(str(spoiled.error).rpartition(": ")[2])
-    dump, records = load_file(path), learner.replay.records
+    dump, records = load_file(path), {key: ring.cpu() for key, ring in learner.replay.records.items()}
     rows = dump["record"][:, None] + 1 + torch.arange(4)
-    plan = learner.train.skips.plan
+    plan = learner.train.skips.plan.cpu()
     return (
         path.parent == spoiled.folder
         and torch.equal(torch.stack([dump["env"], dump["record"]]), plan)
@@ -154,6 +154,22 @@ def test_spoiled_updates(tmp_path: Path, bar: Bar, caplog: pytest.LogCaptureFixt
         wrong = check(Spoiled(tmp_path / "run", SPOILERS[place], AMOUNTS[amount]), place, amount, caplog.messages)
     bar("R12 not finite", not wrong)
     assert wrong == []
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("amount, code", [("three", 0), ("always", 3)])
+def test_a_pipelined_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, amount: str, code: int, device: Literal["cpu", "cuda"]
+) -> None:
+    """Its updates are behind, and so is what is known of them; on a GPU they are one CUDA graph."""
+    config = make_config(tmp_path)
+    run = replace(config.run, schedule="pipeline", steps=2 * config.run.steps, device=device)
+    config = replace(config, run=run, model=ModelConfig(size="size1m") if device == "cuda" else config.model)
+    spoiled = Spoiled(tmp_path / "run", SPOILERS["world model"], AMOUNTS[amount], config)
+    assert (3 if spoiled.error else 0) == code and not_finite(tmp_path) == []
+    made = sum("rolled back to the checkpoint of step" in message for message in caplog.messages)
+    assert made == (1 if amount == "three" else 2)
+    assert spoiled.ends_well() if amount == "three" else dump_holds(spoiled)
 
 
 def test_the_second_roll_back_goes_further_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
