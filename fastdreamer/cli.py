@@ -21,13 +21,11 @@ from fastdreamer.presets import PRESETS
 
 PROGRAM = "python -m fastdreamer.train"
 OPTIONS = "env.options"
+SHORT = {"--deterministic": "run.deterministic"}
 RESUMABLE = (
-    "env.timeout",
-    *(
-        f"run.{name}"
-        for name in ("steps", "device", "threads", "log_every", "save_every", "eval_episodes", "eval_every", "solved")
-    ),
-)
+    "env.timeout", "run.steps", "run.device", "run.deterministic", "run.threads", "run.log_every", "run.save_every",
+    "run.eval_episodes", "run.eval_every", "run.solved",
+)  # fmt: skip
 """What may change when a run goes on."""
 
 
@@ -72,7 +70,7 @@ def parse(argv: Sequence[str]) -> Job:
 
 
 def _split(argv: Sequence[str]) -> _Words:
-    """Take the words apart; a flag is its field's dotted name, and always has a value."""
+    """Take the words apart; a flag is its field's dotted name with a value, but for what stands alone in SHORT."""
     presets: list[str] = []
     flags: dict[str, str] = {}
     known = ["resume", *_hints(Config)]
@@ -80,6 +78,9 @@ def _split(argv: Sequence[str]) -> _Words:
     for word in words:
         if word in ("-h", "--help"):
             return _Words(next(iter(presets), None), None, {}, help=True)
+        if word in SHORT:
+            flags[SHORT[word]] = "true"
+            continue
         if not word.startswith("-"):
             presets.append(word)
             continue

@@ -190,6 +190,9 @@ class RunConfig:
     policy's weights are one launch old. auto: pipeline on a GPU."""
     compile: bool = False
     """torch.compile for encoder, decoder, heads and losses; takes a minute or more at the start."""
+    deterministic: bool = False
+    """The same seed gives the same bits on a GPU too, and nothing is chosen by timing; slower. --deterministic alone
+    sets it."""
     threads: int = 0
     """Threads of torch on the CPU; 0 leaves the choice to torch."""
     log_every: float = 10.0

@@ -16,6 +16,7 @@ import torch
 
 from fastdreamer import checkpoint
 from fastdreamer.config import Config
+from fastdreamer.deterministic import make_deterministic
 from fastdreamer.env import Env
 from fastdreamer.evaluate import evaluate, evaluation_env
 from fastdreamer.guard import Guard
@@ -58,6 +59,8 @@ def run(config: Config, resume: bool, started: float) -> int:
     """
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
+    if config.run.deterministic:
+        make_deterministic()
     folder = Path(config.run.dir or f"runs/{config.preset}-{time.strftime('%Y%m%d-%H%M%S')}")
     if not resume and folder.exists():
         raise ValueError(f"run.dir {folder} exists already; go on with --resume {folder}, or choose another")

@@ -76,6 +76,9 @@ MISTAKES = {
     "--replay.batch_length 1": "replay.batch_length must be in 2..65536 steps, got 1",
     # run
     "--run.seed -1": "run.seed must be in 0..2147483647, got -1",
+    "--deterministic=true": "unknown flag --deterministic, did you mean --run.deterministic?",
+    "--run.deterministic": "run.deterministic needs a value: --run.deterministic VALUE",
+    "--run.seed --deterministic": "run.seed needs a value: --run.seed VALUE",
     "--run.seed 2147483647": "run.seed must be at most 2147483615, got 2147483647",
     "--run.steps abc": "run.steps must be an integer, got 'abc'",
     "--run.steps 0": "run.steps must be at least 1 agent step, got 0",
@@ -181,6 +184,13 @@ def test_resume_reads_the_run(saved: Callable[[Config], Path]) -> None:
     assert job.config == dataclasses.replace(
         catch, run=dataclasses.replace(catch.run, dir=str(run), steps=70_000, device="cpu")
     )
+
+
+def test_deterministic_alone_is_a_flag(saved: Callable[[Config], Path]) -> None:
+    assert not parse(["catch"]).config.run.deterministic
+    assert parse(["--deterministic", "catch"]).config == parse(["catch", "--run.deterministic=true"]).config
+    assert parse(["catch", "--deterministic", "--run.seed", "3"]).config.run.deterministic
+    assert parse(["--resume", str(saved(PRESETS["catch"])), "--deterministic"]).config.run.deterministic
 
 
 def test_what_may_change_is_a_field() -> None:

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_loop import SHORT, tensors, tiny_config
+from safetensors.torch import load_file
+from test_loop import SHORT, TINY, tensors, tiny_config
 
+from fastdreamer.checkpoint import latest
 from fastdreamer.loop import Training
 
 Bar = Callable[[str, bool], None]
 RUNS = 10
+TESTS = Path(__file__).parents[1]
+PATHS = str(TESTS), str(TESTS.parent), str(TESTS.parent / "kernels")
 WATCHED = """
 import json, socket, sys
 calls = []
@@ -48,6 +52,41 @@ def test_the_same_seed_gives_the_same_run(tmp_path: Path, bar: Bar) -> None:
         held = all(torch.equal(tensor, first[name]) for name, tensor in state.items())
         bar("R19 the same seed twice", held)
         assert held
+
+
+@pytest.mark.parametrize(
+    "device, runs, compile",
+    [
+        ("cpu", 2, "false"),
+        pytest.param("cuda", 5, "false", marks=pytest.mark.gpu),
+        pytest.param("cuda", 5, "true", marks=pytest.mark.gpu),
+    ],
+)
+def test_deterministic_runs_are_equal(tmp_path: Path, bar: Bar, device: str, runs: int, compile: str) -> None:
+    """Images, vectors and both kinds of action, each run in a process of its own; and no op of ours refuses."""
+    arguments = ["--env.id=spoilers:Mixed", "--env.num_envs=4", "--run.steps=100", "--run.train_ratio=3"]
+    arguments += ["--model.size=size1m"] if device == "cuda" else TINY
+    arguments += ["--model.depth=2", "--replay.batch_size=3", "--replay.batch_length=4", "--run.eval_episodes=0"]
+    arguments += [f"--run.device={device}", f"--run.compile={compile}", "--deterministic"]
+    first: dict[str, torch.Tensor] = {}
+    for number in range(runs):
+        folder = tmp_path / str(number)
+        done = subprocess.run(
+            [sys.executable, "-m", "fastdreamer.train", *arguments, f"--run.dir={folder}"],
+            capture_output=True, text=True, check=False,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(PATHS)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found = {
+            f"{path.name} {name}": tensor
+            for path in latest(folder).path.glob("*.safetensors")
+            for name, tensor in load_file(path).items()
+        }
+        first = first or found
+        held = found.keys() == first.keys() and all(torch.equal(value, first[name]) for name, value in found.items())
+        bar(f"R19 --deterministic twice on {device}", held)
+        assert held
+    assert first["optim.safetensors step"] > 10
 
 
 @pytest.mark.slow
