@@ -143,8 +143,8 @@ CLOCKWORK = {
     ),
     "states of the step before": Mutation(
         STEPS,
-        "self._record | actions | world",
-        "self._record | actions | self.agent.initial(self.rows).world._asdict()",
+        "self._record | actions | world)",
+        "self._record | actions | self.agent.initial(self.rows).world._asdict())",
         ACTED,
     ),
     "last action stored": Mutation(STEPS, 'mask_action(action, self._record["is_last"])', "action", STORED),
