@@ -57,12 +57,12 @@ class Guard:
         if self.roll_backs == MOST_ROLL_BACKS:
             dump = self._dump()
             raise DivergedError(f"{what}, for the third time: training has diverged; try a smaller optim.lr; {dump}")
+        self.training.learner.forget_skips()
         self._mend()
         try:
             saved = checkpoint.latest(self.folder, with_replay=False, back=self.roll_backs - 1)
         except checkpoint.CheckpointError as error:
             logger.warning("%s; not rolled back: %s", what, error)
-            self.training.learner.train.skips.clear()
             return
         self.training.learner.roll_back(saved)
         logger.warning("%s; rolled back to the checkpoint of step %d", what, saved.value("env_steps", int))

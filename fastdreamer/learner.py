@@ -147,8 +147,13 @@ class Learner:
         """
         self.drain()
         self._load(saved)
-        self.train.skips.clear()
         self.lag = 0
+        wait_for(self.device)
+
+    def forget_skips(self) -> None:
+        """Counts skipped updates anew."""
+        self.drain()
+        self.train.skips.clear()
         wait_for(self.device)
 
     def _load(self, saved: checkpoint.Checkpoint) -> None:

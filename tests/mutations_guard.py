@@ -2,8 +2,8 @@
 
 from mutations import Mutation
 
-SKIPS, MEND, REPLAY, STEPS, LEARNER, GUARD = (
-    f"fastdreamer/{name}.py" for name in ("skips", "replay_mend", "replay", "steps", "learner", "guard")
+SKIPS, MEND, REPLAY, STEPS, GUARD = (
+    f"fastdreamer/{name}.py" for name in ("skips", "replay_mend", "replay", "steps", "guard")
 )
 
 COUNTED = "test_skips.py::test_the_most_in_a_row_and_the_last_plan_are_those_of_a_list"
@@ -30,5 +30,5 @@ NOT_FINITE = {
     "files keep what was mended": Mutation(REPLAY, "            files.changed(records)\n", "", LOADED),
     "no judgement before a save": Mutation(GUARD, "        self.judge(int(learner.train.skips.most))\n", "", FURTHER),
     "the newest checkpoint twice": Mutation(GUARD, "back=self.roll_backs - 1", "back=0", FURTHER),
-    "skips stay after a roll-back": Mutation(LEARNER, "        self.train.skips.clear()\n", "", FURTHER),
+    "skips stay after a roll-back": Mutation(GUARD, "        self.training.learner.forget_skips()\n", "", FURTHER),
 }

@@ -12,6 +12,7 @@ from checkpoints import assert_same, make_tensors, save_full
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastdreamer import checkpoint
 from fastdreamer.checkpoint import CheckpointError, latest, load, save
 
 FILES = [
@@ -210,3 +211,14 @@ def test_an_index_that_leads_elsewhere_is_refused(index: dict[str, object], tmp_
 def test_an_index_of_a_chunk_that_was_not_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"chunk lost\.safetensors is not in"):
         save(tmp_path, 1, {}, {}, {"chunks": {"lost.safetensors": 1}})
+
+
+def test_an_older_one_is_counted_among_those_that_can_be_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "KEEP", 3)
+    for step in (1, 2, 3):
+        save_full(tmp_path, step)
+    assert [latest(tmp_path, back=back).state["step"] for back in (0, 1, 2, 3)] == [3, 2, 1, 1]
+    flip_first(latest(tmp_path).path / "state.json")
+    assert [latest(tmp_path, back=back).state["step"] for back in (0, 1, 2)] == [2, 1, 1]
