@@ -191,8 +191,7 @@ class RunConfig:
     compile: bool = False
     """torch.compile for encoder, decoder, heads and losses; takes a minute or more at the start."""
     deterministic: bool = False
-    """The same seed gives the same bits on a GPU too, and nothing is chosen by timing; slower. --deterministic alone
-    sets it."""
+    """The same seed gives the same bits on a GPU too, as it does on a CPU; slower. --deterministic alone sets it."""
     threads: int = 0
     """Threads of torch on the CPU; 0 leaves the choice to torch."""
     log_every: float = 10.0

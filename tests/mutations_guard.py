@@ -27,7 +27,7 @@ NOT_FINITE = {
         MEND, "((first, turn), (turn, end)) if first < turn else ((first, end),)", "((first, end),)", MENDED
     ),
     "absent observations are mended": Mutation(MEND, " & (part != fill)", "", MENDED),
-    "files keep what was mended": Mutation(REPLAY, "            files.changed(records)\n", "", LOADED),
+    "files keep what was mended": Mutation(REPLAY, "self._record_files.changed(records)", "pass", LOADED),
     "no judgement before a save": Mutation(GUARD, "        self.judge(int(learner.train.skips.most))\n", "", FURTHER),
     "the newest checkpoint twice": Mutation(GUARD, "back=self.roll_backs - 1", "back=0", FURTHER),
     "skips stay after a roll-back": Mutation(GUARD, "        self.training.learner.forget_skips()\n", "", FURTHER),

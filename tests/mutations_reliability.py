@@ -2,10 +2,11 @@
 
 from mutations import Mutation
 
-CURSOR, ENV, GYM, HOST, FAULTS, POOL, LEARNER, LOOP, RUN, WATCHDOG = (
+CURSOR, ENV, GYM, HOST, FAULTS, POOL, LEARNER, LOOP, RUN, WATCHDOG, SAVING, RECORDS, LATENTS, FILES, REPLAY = (
     f"fastdreamer/{name}.py"
     for name in (
         "env_cursor", "env", "env_gym", "env_host", "env_faults", "env_envpool", "learner", "loop", "run", "watchdog",
+        "saving", "replay_records", "replay_latents", "replay_files", "replay",
     )
 )  # fmt: skip
 
@@ -24,6 +25,14 @@ REMADE = "reliability/test_env_faults.py::test_a_pool_that_shows_nan_is_made_ane
 ENDS = (
     "reliability/test_env_faults.py::test_a_pool_that_hangs_or_crashes_ends_the_run_with_a_checkpoint_and_the_command"
 )
+MOMENT = "test_saving.py::test_it_holds_the_moment_it_was_taken"
+ONE = "test_saving.py::test_one_is_written_at_a_time"
+NEXT = "test_saving.py::test_what_was_not_written_is_written_by_the_next"
+LARGE = "test_saving.py::test_what_is_too_large_to_copy_is_written_at_once"
+WRITTEN = "test_replay_files.py::test_records_are_written_once_and_states_when_they_changed"
+FEW = "test_replay_files.py::test_many_small_files_become_few"
+PILED = "test_replay_files.py::test_changes_do_not_pile_up"
+LOADED = "test_replay_files.py::test_a_loaded_ring_goes_on_as_one_never_interrupted"
 
 CURSORS = {
     "the same seed for every episode": Mutation(CURSOR, "if record == 0 else", "if record >= 0 else", SEEDS),
@@ -62,3 +71,26 @@ FAULTY = {
     "command not printed after a crash": Mutation(WATCHDOG, "self._process is None:\n", "False:\n", ENDS),
     "command printed twice": Mutation(RUN, "self.words.drop()", "pass", ENDS),
 }
+
+SAVES = {
+    "weights of later": Mutation(LEARNER, '.detach().to("cpu", copy=True)', ".detach()", MOMENT),
+    "ring of later": Mutation(FILES, 'value.to("cpu", copy=True)', "value", MOMENT),
+    "two at a time": Mutation(RUN, "if self.saving is not None:\n            return", "if False:\n            return", ONE),
+    "changes lost with a save": Mutation(LATENTS, "self._outdated |= taken", "pass", NEXT),
+    "a save that failed is built on": Mutation(SAVING, "self._ring.drop()", "self._ring.keep()", NEXT, raises=True),
+    "nobody builds on a save": Mutation(SAVING, "        self._ring.keep()\n", "", MOMENT, raises=True),
+    "written while the ring goes on": Mutation(SAVING, "if not ring.copied:", "if False:", LARGE),
+    "renewed states not noted": Mutation(
+        REPLAY, "self._latent_files.changed(plan.env[:, None], self._windows.trained_records(plan))", "pass", WRITTEN,
+        raises=True,
+    ),
+    "new states not noted": Mutation(
+        REPLAY, "self._latent_files.changed(slice(None), self.length)", "pass", LOADED, raises=True
+    ),
+    "states of another environment": Mutation(REPLAY, "plan.env[:, None], self._w", "1 - plan.env[:, None], self._w", WRITTEN),
+    "never whole again": Mutation(LATENTS, "2 * rows >= outdated.size", "False", WRITTEN),
+    "changes pile up": Mutation(LATENTS, "len(self._changes) >= MOST_CHANGES", "False", PILED),
+    "changes older than their base": Mutation(LATENTS, "save > bases.get(number, -1)", "True", PILED),
+    "parts pile up": Mutation(RECORDS, "len(parts) == MOST_PARTS", "False", FEW),
+    "records written twice": Mutation(RECORDS, "done = parts[-1].end if parts else begin", "done = begin", WRITTEN),
+}  # fmt: skip

@@ -1,16 +1,10 @@
-"""What --deterministic does to a process, and that nothing is chosen by timing then."""
+"""What --deterministic does to a process."""
 
 import os
 import subprocess
 import sys
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from test_loop import tiny_config
-
-from fastdreamer import loop
-from fastdreamer.loop import Training
 
 PROGRAM = """
 import os, resource, torch
@@ -32,17 +26,3 @@ def test_what_is_set_and_that_memory_is_not_touched(given: str | None, used: str
     environment |= {} if given is None else {"CUBLAS_WORKSPACE_CONFIG": given}
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == used
-
-
-@pytest.mark.parametrize("deterministic", [False, True])
-def test_no_library_is_chosen_by_timing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deterministic: bool) -> None:
-    timed = []
-
-    def pick() -> str:
-        timed.append("both")
-        return "MKL"
-
-    monkeypatch.setattr(loop, "pick_matmul", pick)
-    config = tiny_config(tmp_path)
-    Training(replace(config, run=replace(config.run, deterministic=deterministic)), None).env.close()
-    assert timed == ([] if deterministic else ["both"])

@@ -13,12 +13,12 @@ from mutations_data import CLOCKWORK, ENVIRONMENT, RING
 from mutations_guard import NOT_FINITE
 from mutations_learning import ACTING, ACTOR_CRITIC, OPTIMIZER, WORLD_MODEL
 from mutations_model import DISTRIBUTIONS, LAYERS, RECURRENT
-from mutations_reliability import CURSORS, FAULTY
+from mutations_reliability import CURSORS, FAULTY, SAVES
 
 ROOT = Path(__file__).parents[1]
 GROUPS = (
     LAYERS, RECURRENT, DISTRIBUTIONS, WORLD_MODEL, ACTOR_CRITIC, ACTING, OPTIMIZER, ENVIRONMENT, RING, CLOCKWORK,
-    CURSORS, FAULTY, NOT_FINITE,
+    CURSORS, FAULTY, SAVES, NOT_FINITE,
 )  # fmt: skip
 MUTATIONS = [mutation for group in GROUPS for mutation in group.values()]
 NAMES = [name for group in GROUPS for name in group]

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from run_state import differing, everything
 from test_loop import tiny_config
-from torch import Tensor
 
 from fastdreamer import checkpoint
 from fastdreamer.config import Config, EnvConfig
@@ -47,24 +46,6 @@ def train(training: Training, updates: int) -> None:
         training.advance()
 
 
-def everything(training: Training) -> dict[str, Tensor]:
-    """All that makes up a run at this moment, by name."""
-    learner, replay = training.learner, training.learner.replay
-    learner.drain()
-    tensors = {"optim/" + name: value for name, value in learner.optimizer.state().items()}
-    for group, named in learner._tensors().items():
-        tensors |= {f"{group}/{name}": value for name, value in named.items()}
-    rows = np.arange(replay.window_range()[0] // replay.num_envs, replay.length) % replay.rows
-    tensors |= {f"replay/{key}": ring[:, rows] for key, ring in (replay.records | replay.latents).items()}
-    tensors |= {f"noise/{name}": noise.counter for name, noise in learner._noise().items()}
-    envs = training.env.save()
-    facts = [training.ratio.state_dict(), training.episodes.state_dict(), envs.facts, training.progress.scores]
-    counters = [replay.length, replay.served, int(replay.noise.counter), learner.lag, training.progress.episodes]
-    tensors |= {f"envs/{key}": torch.from_numpy(value) for key, value in envs.actions.items()}
-    tensors["facts"] = torch.tensor(list(f"{facts} {counters}".encode()))
-    return {name: value.detach().clone() for name, value in tensors.items()}
-
-
 def actions(training: Training, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     """What is sent to the environments in the next records."""
     sent: list[np.ndarray] = []
@@ -73,15 +54,6 @@ def actions(training: Training, monkeypatch: pytest.MonkeyPatch) -> list[np.ndar
     for _ in range(ACTIONS):
         training.advance()
     return sent
-
-
-def differing(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> list[str]:
-    names = sorted(ours.keys() | theirs.keys())
-    return [name for name in names if name not in ours or name not in theirs or not same(ours[name], theirs[name])]
-
-
-def same(ours: Tensor, theirs: Tensor) -> bool:
-    return ours.dtype == theirs.dtype and ours.shape == theirs.shape and torch.equal(ours, theirs)
 
 
 def resumed_as_if_never_stopped(config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:

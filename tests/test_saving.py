@@ -1,0 +1,124 @@
+"""Checkpoints that are written while training goes on: each is its moment, whole or not at all."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from run_state import differing, everything
+from test_loop import tiny_config
+
+from fastdreamer import checkpoint
+from fastdreamer.loop import Training
+from fastdreamer.metrics import JsonlWriter
+from fastdreamer.run import Run, Stop
+
+Save = Callable[..., Path]
+
+
+class Disk:
+    """Lets a checkpoint be written when it is told to, or be refused."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.save, self.free, self.full, self.calls = checkpoint.save, threading.Event(), False, 0
+        monkeypatch.setattr(checkpoint, "save", self._save)
+
+    def _save(self, *args: object) -> Path:
+        self.calls += 1
+        assert self.free.wait(60)
+        if self.full:
+            raise OSError(28, "No space left on device")
+        return self.save(*args)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch)
+
+
+@pytest.fixture
+def job(tmp_path: Path, disk: Disk) -> Run:
+    training = Training(tiny_config(tmp_path, steps=10**6), None)
+    train(training, 5)
+    return Run(training, tmp_path, JsonlWriter(tmp_path / "metrics.jsonl"), Stop(), 0.0)
+
+
+def train(training: Training, updates: int) -> None:
+    until = training.progress.updates + updates
+    while training.progress.updates < until:
+        training.advance()
+
+
+def test_it_holds_the_moment_it_was_taken(job: Run, disk: Disk, tmp_path: Path) -> None:
+    moments = []
+    for _ in range(3):  # the second and third write changes
+        disk.free.clear()
+        moments.append((job.training.env_steps, everything(job.training)))
+        job.save(wait=False)
+        train(job.training, 10)
+        assert job.saving is not None and not job.saving.done()
+        disk.free.set()
+        job._end_save(wait=True)
+    job.training.env.close()
+    for step, moment in moments[1:]:  # two are kept
+        resumed = Training(job.training.config, checkpoint.load(tmp_path / "checkpoints" / f"step-{step:09}"))
+        assert differing(everything(resumed), moment) == []
+        resumed.env.close()
+
+
+def test_one_is_written_at_a_time(job: Run, disk: Disk) -> None:
+    job.save(wait=False)
+    for _ in range(3):
+        train(job.training, 1)
+        job.save(wait=False)
+    assert disk.calls == 1
+    disk.free.set()
+    job.save(wait=True)
+    assert disk.calls == 2 and job.saving is None
+    job.training.env.close()
+
+
+def test_what_was_not_written_is_written_by_the_next(
+    job: Run, disk: Disk, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk.free.set()
+    job.save(wait=True)
+    for _ in range(2):
+        train(job.training, 2)
+        disk.full = True
+        job.save(wait=False)
+        train(job.training, 2)
+        job._end_save(wait=True)
+    assert [message.split(";")[0].split(": ")[1] for message in caplog.messages] == 2 * ["No space left on device"]
+    disk.full = False
+    job.save(wait=True)
+    resumed = Training(job.training.config, checkpoint.latest(tmp_path))
+    assert differing(everything(resumed), everything(job.training)) == []
+    for training in (resumed, job.training):
+        training.env.close()
+
+
+def test_an_error_that_is_none_of_the_disk_is_raised(job: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> Path:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(checkpoint, "save", broken)
+    with pytest.raises(ZeroDivisionError):
+        job.save(wait=True)
+    job.training.env.close()
+
+
+def test_what_is_too_large_to_copy_is_written_at_once(
+    job: Run, disk: Disk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("fastdreamer.replay_files.LARGEST_COPY", 1000)
+    disk.free.set()
+    moment = everything(job.training)
+    saving = job.training.begin_save(tmp_path)
+    assert saving.done()
+    train(job.training, 3)
+    saving.wait()
+    resumed = Training(job.training.config, checkpoint.latest(tmp_path))
+    assert differing(everything(resumed), moment) == []
+    for training in (resumed, job.training):
+        training.env.close()
