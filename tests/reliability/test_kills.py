@@ -63,6 +63,14 @@ def wait_for(process: "subprocess.Popen[str]", text: str) -> str:
     raise AssertionError(f"{text!r} did not come: {seen}")
 
 
+def printed(process: "subprocess.Popen[str]") -> list[str]:
+    """The arguments of the one command to go on with that a process, and whoever outlives it, prints until the end."""
+    assert process.stdout is not None
+    (command,) = re.findall(r"go on with: python (.+)", process.stdout.read())
+    process.wait()
+    return command.split()
+
+
 def saved_step(folder: Path) -> int:
     return latest(folder).value("env_steps", int)
 
@@ -88,8 +96,7 @@ def test_kills_at_random_moments(folder: Path, bar: Bar, kills: int) -> None:
         wait_for(process, "run folder")
         time.sleep(rng.uniform(0, 1.5))
         process.kill()
-        process.communicate()
-        held = holds(folder, before)
+        held = printed(process) == resume and holds(folder, before)
         bar("R2 kill -9 at a random moment", held)
         assert held
     check_metrics(folder, bar)
@@ -103,9 +110,9 @@ def test_kills_inside_a_save(folder: Path, bar: Bar, kills: int) -> None:
     for _ in range(kills):
         before = saved_step(folder)
         process = start(["-c", KILLS_AT_THE_NTH_SYNC, str(rng.randint(1, 40)), "--resume", str(folder)])
-        process.communicate(timeout=60)
+        resume = printed(process)
         assert process.returncode == -signal.SIGKILL
-        held = holds(folder, before)
+        held = resume == ["-m", "fastdreamer.train", "--resume", str(folder)] and holds(folder, before)
         bar("R2 kill -9 inside a save", held)
         assert held
     check_metrics(folder, bar)
