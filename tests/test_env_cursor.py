@@ -34,6 +34,13 @@ def drive(env: Env, steps: int, random: np.random.Generator) -> Iterator[Step]:
         env.send(random_action(env, random))
 
 
+def one_has_ended_that_began_after_another(steps: list[Step]) -> bool:
+    """Whose actions are kept, so that it could be played again."""
+    began = np.array([step.is_first for step in steps])[::-1].argmax(0)  # records ago
+    ended = steps[-1].is_last
+    return bool(ended.any() and not ended.all() and began[ended].min() < began[~ended].max())
+
+
 def assert_same(ours: list[Step], theirs: list[Step]) -> None:
     for our, their in zip(ours, theirs, strict=True):
         for key, value in our.obs.items():
@@ -49,7 +56,7 @@ def test_the_records_after_a_save_come_again(
     env = make_env(id, num_envs=3, seed=7, options=options)
     random = np.random.default_rng(0)
     before = [*drive(env, SAVED, random)]
-    while not before[-1].is_last.any() or before[-1].is_last.all():  # one has just ended, another has not
+    while not one_has_ended_that_began_after_another(before):
         before += drive(env, 1, random)
     state, draws = env.save(), random.bit_generator.state
     expected = [*drive(env, AFTER, random)]

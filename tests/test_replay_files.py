@@ -217,6 +217,24 @@ def test_changes_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert counts == [0, 1, 2, 3] + [1, 2, 3] * 2 + [1, 2]
 
 
+def test_a_chunk_that_is_whole_again_is_newer_than_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which stay, since they are about another chunk too."""
+    monkeypatch.setattr(replay_files, "CHUNK", 10)
+    ring, rng = filled(20, num_envs=1, batch_length=4, batch_size=1)
+    save(ring, tmp_path)
+    renew(ring, rng, env=0, start=7)  # records 8..11: two of each chunk
+    save(ring, tmp_path)
+    for start in (1, 5):
+        renew(ring, rng, env=0, start=start)  # records 2..9
+    index = save(ring, tmp_path)
+    kinds = [name.split("-")[0] for name in index["chunks"]]
+    assert sorted(kinds) == ["changes", "latents", "latents", "records", "records"]
+    loaded = make_ring(num_envs=1, batch_length=4, batch_size=1)
+    loaded.load(tmp_path, index)
+    for key, value in ring.latents.items():
+        assert torch.equal(loaded.latents[key][:, :20], value[:, :20]), key
+
+
 def test_a_resumed_run_writes_only_what_is_new(tmp_path: Path) -> None:
     ring, rng = filled(10)
     index = save(ring, tmp_path)

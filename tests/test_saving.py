@@ -1,8 +1,8 @@
 """Checkpoints that are written while training goes on: each is its moment, whole or not at all."""
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from run_state import differing, everything
@@ -11,24 +11,33 @@ from test_loop import tiny_config
 from fastdreamer import checkpoint
 from fastdreamer.loop import Training
 from fastdreamer.metrics import JsonlWriter
+from fastdreamer.replay_files import RingSave
 from fastdreamer.run import Run, Stop
-
-Save = Callable[..., Path]
 
 
 class Disk:
-    """Lets a checkpoint be written when it is told to, or be refused."""
+    """Lets a save be written when it is told to, or refuses the ring's part of it or the rest."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.save, self.free, self.full, self.calls = checkpoint.save, threading.Event(), False, 0
-        monkeypatch.setattr(checkpoint, "save", self._save)
+        self.free, self.full, self.calls = threading.Event(), "", 0
+        save, write = checkpoint.save, RingSave.write
 
-    def _save(self, *args: object) -> Path:
-        self.calls += 1
-        assert self.free.wait(60)
-        if self.full:
+        def save_later(*args: Any) -> Path:
+            self._require("checkpoint")
+            return save(*args)
+
+        def write_later(ring: RingSave) -> dict[str, object]:
+            self.calls += 1
+            assert self.free.wait(60)
+            self._require("ring")
+            return write(ring)
+
+        monkeypatch.setattr(checkpoint, "save", save_later)
+        monkeypatch.setattr(RingSave, "write", write_later)
+
+    def _require(self, part: str) -> None:
+        if self.full == part:
             raise OSError(28, "No space left on device")
-        return self.save(*args)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -39,7 +48,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 @pytest.fixture
 def job(tmp_path: Path, disk: Disk) -> Run:
     training = Training(tiny_config(tmp_path, steps=10**6), None)
-    train(training, 5)
+    train(training, 60)  # so that an update changes less than half of the states
     return Run(training, tmp_path, JsonlWriter(tmp_path / "metrics.jsonl"), Stop(), 0.0)
 
 
@@ -55,7 +64,7 @@ def test_it_holds_the_moment_it_was_taken(job: Run, disk: Disk, tmp_path: Path) 
         disk.free.clear()
         moments.append((job.training.env_steps, everything(job.training)))
         job.save(wait=False)
-        train(job.training, 10)
+        train(job.training, 2)
         assert job.saving is not None and not job.saving.done()
         disk.free.set()
         job._end_save(wait=True)
@@ -64,6 +73,8 @@ def test_it_holds_the_moment_it_was_taken(job: Run, disk: Disk, tmp_path: Path) 
         resumed = Training(job.training.config, checkpoint.load(tmp_path / "checkpoints" / f"step-{step:09}"))
         assert differing(everything(resumed), moment) == []
         resumed.env.close()
+    index = checkpoint.latest(tmp_path).replay
+    assert index is not None and "changes" in str(index["chunks"]), "the last one built on those before"
 
 
 def test_one_is_written_at_a_time(job: Run, disk: Disk) -> None:
@@ -78,19 +89,20 @@ def test_one_is_written_at_a_time(job: Run, disk: Disk) -> None:
     job.training.env.close()
 
 
+@pytest.mark.parametrize("part", ["ring", "checkpoint"])
 def test_what_was_not_written_is_written_by_the_next(
-    job: Run, disk: Disk, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    job: Run, disk: Disk, tmp_path: Path, caplog: pytest.LogCaptureFixture, part: str
 ) -> None:
     disk.free.set()
     job.save(wait=True)
     for _ in range(2):
         train(job.training, 2)
-        disk.full = True
+        disk.full = part
         job.save(wait=False)
         train(job.training, 2)
         job._end_save(wait=True)
     assert [message.split(";")[0].split(": ")[1] for message in caplog.messages] == 2 * ["No space left on device"]
-    disk.full = False
+    disk.full = ""
     job.save(wait=True)
     resumed = Training(job.training.config, checkpoint.latest(tmp_path))
     assert differing(everything(resumed), everything(job.training)) == []
@@ -98,7 +110,9 @@ def test_what_was_not_written_is_written_by_the_next(
         training.env.close()
 
 
-def test_an_error_that_is_none_of_the_disk_is_raised(job: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_is_none_of_the_disk_is_raised(job: Run, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk.free.set()
+
     def broken(*_: object) -> Path:
         raise ZeroDivisionError
 
