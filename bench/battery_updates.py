@@ -60,7 +60,7 @@ def measure(config: Config, task: Task, born: float, seconds: float, least: int)
     begun = time.perf_counter()
     learner = Learner(config, OBS[task], ACT)
     made = time.perf_counter() - begun
-    fill(learner, task)
+    fill(learner, 4 * config.replay.batch_length)
     run_updates(learner, 1)
     first = time.time() - born
     run_updates(learner, WARMUP)

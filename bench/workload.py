@@ -35,31 +35,39 @@ def make_config(
 def make_learner(config: Config, task: Task) -> Learner:
     """A learner whose ring is full of random records, an episode's beginning among fifty."""
     learner = Learner(config, OBS[task], ACT)
-    fill(learner, task)
+    fill(learner, 4 * config.replay.batch_length)
     return learner
 
 
-def fill(learner: Learner, task: Task) -> None:
-    """Fills its ring."""
+def fill(learner: Learner, records: int) -> None:
+    """Adds random records, as many to every environment."""
     rng = np.random.default_rng(learner.config.run.seed)
-    for _ in range(4 * learner.config.replay.batch_length):
-        add_record(learner, task, rng)
+    for _ in range(records):
+        add_record(learner, rng)
     wait_for(learner.device)  # records come by the default stream
 
 
-def add_record(learner: Learner, task: Task, rng: np.random.Generator) -> None:
-    """One record of every environment."""
-    dims = learner.config.model.dims()
-    if task == "image":
-        obs: dict[str, np.ndarray] = {"image": rng.integers(0, 256, (ENVS, 64, 64, 3), np.uint8)}
-    else:
-        obs = {"vector": rng.standard_normal((ENVS, 24), np.float32)}
-    first, nothing = rng.random(ENVS) < RESETS, np.zeros(ENVS, bool)
+def add_record(learner: Learner, rng: np.random.Generator) -> None:
+    """One record of every environment, as the learner's spaces have it."""
+    (obs, act), dims, rows = learner.spaces, learner.config.model.dims(), learner.config.env.num_envs
+    first, nothing = rng.random(rows) < RESETS, np.zeros(rows, bool)
     learner.replay.add(
-        obs, rng.standard_normal(ENVS, np.float32), first, nothing, nothing,
-        {"action": rng.standard_normal((ENVS, 6), np.float32)},
-        rng.standard_normal((ENVS, dims.deter), np.float32), rng.integers(0, dims.classes, (ENVS, dims.stoch)),
+        {key: _random(space, rows, rng) for key, space in obs.items()},
+        rng.standard_normal(rows, np.float32), first, nothing, nothing,
+        {key: _random(space, rows, rng) for key, space in act.items()},
+        rng.standard_normal((rows, dims.deter), np.float32), rng.integers(0, dims.classes, (rows, dims.stoch)),
     )  # fmt: skip
+
+
+def _random(space: Space, rows: int, rng: np.random.Generator) -> np.ndarray:
+    shape = (rows, *space.shape)
+    match space.kind:
+        case "image":
+            return rng.integers(0, 256, shape, np.uint8)
+        case "discrete":
+            return rng.integers(0, space.classes, shape, np.int32)
+        case "vector":
+            return rng.standard_normal(shape, np.float32)
 
 
 def parameters(learner: Learner) -> int:

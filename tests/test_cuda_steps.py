@@ -140,7 +140,7 @@ def test_the_pipeline_is_a_function_of_the_seed() -> None:
             actions.append(learner.act(step)["action"])
             learner.launch(4)
         learner.drain()
-        add_record(learner, "vector", rng)
+        add_record(learner, rng)
         runs.append((learner, actions))
     (one, ours), (other, theirs) = runs
     np.testing.assert_array_equal(np.stack(ours), np.stack(theirs))
