@@ -111,10 +111,8 @@ class Learner:
         and groups of tensors.
         """
         self.drain()
-        groups: dict[str, Mapping[str, Tensor]] = {**self._tensors(), "optim": self.optimizer.state(), **others}
+        groups = {**self.state(), **others}
         counters = {"noise": {name: int(noise.counter) for name, noise in self._noise().items()}, "lag": self.lag}
-        if self.schedule == "pipeline":
-            groups["policy"] = dict(self.policy.agent.named_parameters())
         tensors = {
             group: {name: tensor.detach().to("cpu", copy=True) for name, tensor in named.items()}
             for group, named in groups.items()
@@ -192,6 +190,11 @@ class Learner:
         flat |= {f"action/{key}": value for key, value in action.items()}
         flat |= {"env": torch.from_numpy(env), "record": torch.from_numpy(record)}
         return {key: value.detach() for key, value in flat.items() if isinstance(value, Tensor)}
+
+    def state(self) -> dict[str, Mapping[str, Tensor]]:
+        """What a checkpoint holds beside the ring, as it is: group -> name -> tensor."""
+        groups: dict[str, Mapping[str, Tensor]] = {**self._tensors(), "optim": self.optimizer.state()}
+        return groups | ({"policy": dict(self.policy.agent.named_parameters())} if self.schedule == "pipeline" else {})
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         """Parameters by official name, the return normaliser, and what the policy carries from step to step."""

@@ -14,7 +14,7 @@ from types import FrameType
 
 import torch
 
-from fastdreamer import checkpoint
+from fastdreamer import checkpoint, preflight
 from fastdreamer.config import Config
 from fastdreamer.deterministic import make_deterministic
 from fastdreamer.env import Env
@@ -72,6 +72,7 @@ def run(config: Config, resume: bool, started: float) -> int:
             raise ValueError(f"{folder} is done; to go on, raise run.steps or set run.solved none")
         if not resume:
             make_folder(folder)
+        preflight.check(training.learner, folder)
         config = replace(config, run=replace(config.run, dir=str(folder)))
         (folder / "config.json").write_text(json.dumps(config.to_json(), indent=2) + "\n")
         logger.info("run folder %s", folder)

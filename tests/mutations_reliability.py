@@ -75,7 +75,7 @@ FAULTY = {
 
 SAVES = {
     "weights of later": Mutation(LEARNER, '.detach().to("cpu", copy=True)', ".detach()", MOMENT),
-    "ring of later": Mutation(FILES, 'value.to("cpu", copy=True)', "value", MOMENT),
+    "ring of later": Mutation(FILES, "[each.copied() for each in half]", "half", MOMENT),
     "two at a time": Mutation(RUN, "if self.saving is not None:\n            return", "if False:\n            return", ONE),
     "changes lost with a save": Mutation(LATENTS, "self._outdated |= taken", "pass", NEXT),
     "a save that failed is built on": Mutation(SAVING, "self._ring.drop()", "self._ring.keep()", NEXT, raises=True),

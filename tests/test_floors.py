@@ -21,7 +21,7 @@ FLOORS = (
     "agent",
     "steps",
     "learner",
-    "evaluate watchdog loop guard run train check_env",
+    "evaluate watchdog preflight loop guard run train check_env",
 )
 MODELS = ("nets", "dists", "heads", "rssm", "world_model", "behavior", "agent")
 UNPICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
