@@ -2,8 +2,9 @@
 
 The ring is filled with random records up to its capacity, and before each save every state in it has changed and as
 many records are new as a run adds between two saves: the most that a save can meet. Blocked: seconds that training
-stands still while it is taken. Beside: seconds that updates lose while it is written, against the same number of
-updates without. The share is of run.save_every.
+stands still while it is taken. Writing: seconds of a processor that the thread takes that writes it. Lost: seconds that
+updates beside the writing took more than as many without. The share of run.save_every counts blocked and writing, as if
+every second of it were taken from the training; lost_share counts blocked and lost.
 """
 
 import json
@@ -56,7 +57,7 @@ def measure(training: Training, folder: Path) -> list[dict[str, float]]:
     for _ in range(ROUNDS):
         fill(learner, fresh)
         learner.replay._latent_files.changed(slice(None), np.arange(learner.replay.rows))
-        begun = time.perf_counter()
+        used, begun = writer_seconds(learner), time.perf_counter()
         guard.ready_to_save()
         saving = training.begin_save(folder)
         taken = time.perf_counter()
@@ -66,17 +67,19 @@ def measure(training: Training, folder: Path) -> list[dict[str, float]]:
             updates += 1
         beside = time.perf_counter() - taken
         saving.wait()
+        writing = writer_seconds(learner) - used
         alone = timed_updates(learner, updates)
-        lost = max(beside - alone, 0.0)
+        blocked, lost = taken - begun, beside - alone
         rounds.append(
             {
                 "update_seconds": alone / updates,
                 "new_records": fresh,
                 "folder_mb": usage(folder) / 1e6,
-                "blocked_seconds": taken - begun,
-                "beside_seconds": beside,
+                "blocked_seconds": blocked,
+                "writing_seconds": writing,
                 "lost_seconds": lost,
-                "share": (taken - begun + lost) / config.run.save_every,
+                "share": (blocked + writing) / config.run.save_every,
+                "lost_share": (blocked + lost) / config.run.save_every,
             }
         )
     return rounds
@@ -87,6 +90,11 @@ def timed_updates(learner: Learner, updates: int) -> float:
     begun = time.perf_counter()
     run_updates(learner, updates)
     return time.perf_counter() - begun
+
+
+def writer_seconds(learner: Learner) -> float:
+    """Seconds of a processor that the thread that writes checkpoints has had."""
+    return learner._saver.submit(time.thread_time).result()
 
 
 def usage(folder: Path) -> int:
