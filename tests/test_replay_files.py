@@ -184,6 +184,15 @@ def renew(ring: Replay, rng: np.random.Generator, env: int, start: int) -> None:
     ring.write_back(**make_latents(rng, (1, 4), torch.float32))
 
 
+def test_an_empty_ring_can_be_saved(tmp_path: Path) -> None:
+    """An environment may fail at its first step."""
+    index = save(make_ring(), tmp_path)
+    assert index["chunks"] == {} and not files(tmp_path)
+    loaded = make_ring()
+    loaded.load(tmp_path, through_json(index))
+    assert (loaded.length, loaded.windows) == (0, 0)
+
+
 def test_many_small_files_become_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A save per record: eight files of a chunk of 20, then one and more again."""
     monkeypatch.setattr(replay_files, "CHUNK", 20)

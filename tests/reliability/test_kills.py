@@ -1,5 +1,6 @@
 """Runs that are killed at any moment, and inside of saves: each goes on by the command it printed, none is lost."""
 
+import json
 import os
 import random
 import re
@@ -12,9 +13,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 from test_loop import SHORT
 
 from fastdreamer.checkpoint import CheckpointError, latest
+from fastdreamer.config import Config
+from fastdreamer.loop import Training
 from fastdreamer.metrics import read_jsonl
 
 Bar = Callable[[str, bool], None]
@@ -100,6 +104,8 @@ def test_kills_at_random_moments(folder: Path, bar: Bar, kills: int) -> None:
         bar("R2 kill -9 at a random moment", held)
         assert held
     check_metrics(folder, bar)
+    stop_by_signal(folder)
+    check_replay(folder, bar)
 
 
 @pytest.mark.slow
@@ -116,12 +122,18 @@ def test_kills_inside_a_save(folder: Path, bar: Bar, kills: int) -> None:
         bar("R2 kill -9 inside a save", held)
         assert held
     check_metrics(folder, bar)
+    stop_by_signal(folder)
+    check_replay(folder, bar)
+    assert not [path for path in folder.rglob(".tmp-*")], "what was begun is swept away"
+
+
+def stop_by_signal(folder: Path) -> None:
+    """Goes on for a while, and saves."""
     process = start(["-m", "fastdreamer.train", "--resume", str(folder)])
     wait_for(process, "upd")
     process.send_signal(signal.SIGTERM)
     wait_for(process, "saved; go on with")
     assert process.wait(timeout=60) == 143
-    assert not [path for path in folder.rglob(".tmp-*")], "what was begun is swept away"
 
 
 def holds(folder: Path, before: int) -> bool:
@@ -143,6 +155,27 @@ def check_metrics(folder: Path, bar: Bar) -> None:
     rising = all(early < late for early, late in pairwise(numbers))
     bar("R16 metrics after the kills", len(numbers) == len(steps) > 0 and rising)
     assert rising
+
+
+def check_replay(folder: Path, bar: Bar) -> None:
+    """What a run goes on with: no window crosses a hole, and no file is there that no checkpoint needs.
+
+    Within an episode of CartPole a position is the one before and 0.02 s of its speed, and so is the angle. The ring
+    itself refuses to be loaded where a record is missing, and `latest` a file that is torn.
+    """
+    training = Training(Config.from_json(json.loads((folder / "config.json").read_text())), latest(folder))
+    replay = training.learner.replay
+    training.env.close()
+    low, high = replay.window_range()
+    place = torch.arange(low // replay.num_envs, replay.length) % replay.rows
+    obs, is_first = (replay.records[key][:, place] for key in ("obs/vector", "is_first"))
+    moved = obs[:, :-1, [0, 2]] + 0.02 * obs[:, :-1, [1, 3]]
+    torn = ~is_first[:, 1:] & ((obs[:, 1:, [0, 2]] - moved).abs() > 1e-4).any(-1)
+    bar(f"R17 replay after the kills, {high - low} windows", not torn.any() and high > low)
+    assert not torn.any() and high > low
+    indices = [json.loads(path.read_text()) for path in folder.glob("checkpoints/*/replay/index.json")]
+    needed = {name for index in indices for name in index["chunks"]}
+    assert {path.name for path in (folder / "replay").iterdir()} == needed
 
 
 @pytest.mark.slow
