@@ -70,9 +70,9 @@ def run(config: Config, resume: bool, started: float) -> int:
     try:
         if training.done:
             raise ValueError(f"{folder} is done; to go on, raise run.steps or set run.solved none")
+        preflight.check(training.learner, folder)
         if not resume:
             make_folder(folder)
-        preflight.check(training.learner, folder)
         config = replace(config, run=replace(config.run, dir=str(folder)))
         (folder / "config.json").write_text(json.dumps(config.to_json(), indent=2) + "\n")
         logger.info("run folder %s", folder)
