@@ -32,7 +32,7 @@ from fastdreamer.saving import Saving
 from fastdreamer.skips import Skips
 from fastdreamer.spaces import Spaces
 from fastdreamer.steps import ActStep, TrainStep
-from fastdreamer.streams import CudaQueue, Done, Mark, Queue, make_queue, wait_for
+from fastdreamer.streams import CudaQueue, Done, InlineQueue, Mark, Queue, make_queue, wait_for
 
 
 class Learner:
@@ -66,6 +66,8 @@ class Learner:
         self.policy = ActStep(self.agent, config.env.num_envs, config.run.seed, streams, self.replay)
         self.lag = 0
         """Updates that the weights of the policy do not know of yet."""
+        self.beside = not isinstance(self.queue, InlineQueue)
+        """Whether a launch returns before its updates are done."""
         self._handed: Mark = Done()
         self._saver = ThreadPoolExecutor(1, "saver")
 
@@ -208,22 +210,24 @@ class Learner:
     def _noise(self) -> dict[str, Noise]:
         return {noise.name: noise for noise in (*self.train.noise, *self.policy.noise)}
 
-    def _make_replay(self, capacity: int, placement: Wanted, peak: int = 0) -> Replay:
+    def _make_replay(self, capacity: int, placement: Wanted, peak: int = 0, num_envs: int | None = None) -> Replay:
         config, dims = self.config, self.config.model.dims()
         return Replay(
-            *self.spaces, deter=dims.deter, stoch=dims.stoch, num_envs=config.env.num_envs, capacity=capacity,
-            batch_size=config.replay.batch_size, batch_length=config.replay.batch_length, seed=config.run.seed,
-            dtype=self.dtype, device=self.device, placement=placement, peak=peak,
+            *self.spaces, deter=dims.deter, stoch=dims.stoch, num_envs=num_envs or config.env.num_envs,
+            capacity=capacity, batch_size=config.replay.batch_size, batch_length=config.replay.batch_length,
+            seed=config.run.seed, dtype=self.dtype, device=self.device, placement=placement, peak=peak,
         )  # fmt: skip
 
     def _peak(self, queue: CudaQueue) -> int:
         """Bytes that an update takes of the GPU beside weights and ring, measured with next to no ring."""
-        step = TrainStep(self.agent, self.optimizer, self._make_replay(1, "device"), Metrics(), self.config.run.seed)
+        ring = self._make_replay(1, "device", num_envs=1)
+        step = TrainStep(self.agent, self.optimizer, ring, Metrics(), self.config.run.seed)
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
         step.warm_up(queue)
-        peak = torch.cuda.max_memory_allocated(self.device) - before
-        del step
+        put_by = sum(tensor.numel() * tensor.element_size() for tensor in step.state())  # the warm-up's own copies
+        peak = torch.cuda.max_memory_allocated(self.device) - before - put_by
+        del step, ring
         gc.collect()  # a step holds itself
         torch.cuda.empty_cache()
         return peak

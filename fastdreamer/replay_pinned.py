@@ -35,7 +35,15 @@ def cuda_unregister(address: int) -> None:
 
 
 def pins() -> bool:
-    """Whether this system lets memory be locked."""
+    """Whether this system lets memory be locked.
+
+    Asked in a thread of its own: a refusal stays with the thread, whose next launch of a kernel would raise it.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_try_to_lock).result()
+
+
+def _try_to_lock() -> bool:
     memory = torch.empty(TRIED, dtype=torch.uint8)
     allowed = cuda_register(memory.data_ptr(), TRIED)
     if allowed:

@@ -243,7 +243,7 @@ class Run:
             return None
         learner.drain()
         with closing(evaluation_env(config)) as env, self._watched(env):
-            scores = evaluate(learner.agent, env, config, self.stop.requested)
+            scores = evaluate(learner, env, self.stop.requested)
         if self.stop.requested():
             return None
         mean = sum(scores) / len(scores)
@@ -254,6 +254,7 @@ class Run:
     def finish(self) -> None:
         """The last evaluation, and summary.json."""
         config, progress, env_steps = self.training.config, self.training.progress, self.training.env_steps
+        learner = self.training.learner
         summary = {
             "preset": config.preset,
             "seed": config.run.seed,
@@ -263,7 +264,7 @@ class Run:
             "train_seconds": progress.train_seconds,
             "first_update_seconds": progress.first_update_seconds,
             "steps_per_second": env_steps / progress.train_seconds,
-            "ms_per_update": 1000 * progress.update_seconds / progress.updates,
+            "ms_per_update": None if learner.beside else 1000 * progress.update_seconds / progress.updates,
             "return_last20": progress.mean_score(),
             "solved_seconds": progress.solved_seconds,
             "eval_return": self.evaluate(),

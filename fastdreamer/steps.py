@@ -23,7 +23,7 @@ from fastdreamer.replay_fetch import host_zeros
 from fastdreamer.replay_window import Plan
 from fastdreamer.skips import Skips
 from fastdreamer.spaces import Spaces
-from fastdreamer.streams import CudaQueue, make_queue, wait_for
+from fastdreamer.streams import CudaQueue, Queue, make_queue, wait_for
 
 WARMUP = 3
 """Runs before a capture: every kernel is loaded, every size known, every gradient's node made on the right stream."""
@@ -85,12 +85,14 @@ class TrainStep:
         self.run: Callable[[], None] = self._update
         if graph is not None:
             assert not replay.length, "its rows would be overwritten"
-            self.run = Captured(self._update, self._state(), graph)
+            self.run = Captured(self._update, self.state(), graph)
             metrics.flush()  # what the warm-up left
+        else:
+            wait_for(device)  # what was made here is the default stream's
 
     def warm_up(self, queue: CudaQueue) -> None:
         """A few updates that change nothing but the ring, which must be empty."""
-        warm_up(self._update, self._state(), queue)
+        warm_up(self._update, self.state(), queue)
 
     def __call__(self, plan: Plan) -> None:
         """Learns from the planned windows and writes their fresh states back, in the order of the current stream."""
@@ -118,7 +120,7 @@ class TrainStep:
         self.metrics.add(out.metrics | optimizer, finite)
         self.metrics.add({"opt/skipped": skipped})
 
-    def _state(self) -> list[Tensor]:
+    def state(self) -> list[Tensor]:
         """What an update changes, but for the ring, which is empty when this is asked for."""
         counters = [noise.counter for noise in self.noise]
         tensors = [*self.agent.parameters(), *self.agent.buffers(), *self.optimizer.state().values()]
@@ -133,10 +135,11 @@ class ActStep:
     """
 
     def __init__(
-        self, agent: Agent, rows: int, seed: int, streams: tuple[Stream, Stream], replay: Replay | None = None
-    ) -> None:
+        self, agent: Agent, rows: int, seed: int, streams: tuple[Stream, Stream], replay: Replay | None = None,
+        queue: Queue | None = None,
+    ) -> None:  # fmt: skip
         device = next(agent.parameters()).device
-        self.queue = make_queue(device, urgent=True)
+        self.queue = queue or make_queue(device, urgent=True)
         self.agent, self.replay, self.rows = agent.acting(), replay, rows
         self._weights: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
         for name, weight in self.agent.named_parameters():

@@ -97,12 +97,29 @@ def test_many_updates_take_no_more_memory() -> None:
 def test_a_run_goes_on_in_a_captured_step(tmp_path: Path) -> None:
     first = make_learner(config_of(), "vector")
     first.launch(3)
-    first.save(tmp_path, 0, {}, {})
+    first.save(tmp_path, 0, {}, {}).wait()
     second = Learner(first.config, *first.spaces)
     second.restore(checkpoint.latest(tmp_path))
     for learner in (first, second):
         learner.launch(3)
     assert_same_but_rings(first, second)
+
+
+@pytest.mark.parametrize("schedule", ["sync", "pipeline"])
+@pytest.mark.parametrize("placement", ["device", "pinned", "host"])
+def test_it_acts_and_learns_wherever_the_replay_lies(placement: str, schedule: str) -> None:
+    config = config_of(schedule)
+    config = replace(config, replay=replace(config.replay, placement=placement))
+    learner = Learner(config, OBS["image"], ACT)
+    rng = np.random.default_rng(0)
+    for t in range(4 * config.replay.batch_length):
+        first, no = np.full(16, t == 0), np.zeros(16, bool)
+        obs = {"image": rng.integers(0, 256, (16, 64, 64, 3), np.uint8)}
+        action = learner.act(Step(obs, rng.standard_normal(16, np.float32), first, no, no))
+        assert all(np.isfinite(value).all() for value in action.values())
+        if learner.replay.windows:
+            learner.launch(1)
+    assert learner.read_metrics().means()["opt/skipped"] == 0
 
 
 def assert_same_but_rings(one: Learner, other: Learner) -> None:

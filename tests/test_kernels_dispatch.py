@@ -10,6 +10,7 @@ from torch import Tensor
 
 import fastdreamer_kernels
 from fastdreamer_kernels import (
+    _dispatch,
     _native,
     block_gru,
     imagine_sequence,
@@ -96,6 +97,26 @@ def test_report_says_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (
             fastdreamer_kernels.report(cpu, torch.float32) == f"kernels: native ({_native.isa}); reference for norm_act"
         )
+
+
+def test_the_environment_names_a_backend_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run on a GPU draws some of its noise on the CPU, and some of its ops have no kernel in Triton."""
+    monkeypatch.setattr(_dispatch, "INTERPRETED", False)
+    monkeypatch.setenv("FASTDREAMER_KERNELS", "triton")
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    fastest = "reference" if _native.library is None else "native"
+    assert _dispatch._choose("philox", "cpu", torch.float32) == fastest
+    assert _dispatch._choose("philox", "cuda", torch.float32) == "triton"
+    assert _dispatch._choose("twohot_mean", "cuda", torch.float32) == "reference"
+    with pytest.raises(ValueError, match=r"^kernels: backend of philox on cpu in float32 must be one of .*'triton'$"):
+        _dispatch._choose("philox", "cpu", torch.float32, "triton")
+    assert fastdreamer_kernels.report(gpu, torch.bfloat16).startswith("kernels: triton; reference for")
+    for device, name in ((cpu, "triton"), (gpu, "native")):
+        monkeypatch.setenv("FASTDREAMER_KERNELS", name)
+        with pytest.raises(
+            ValueError, match=rf"^FASTDREAMER_KERNELS must be one of .* on {device.type}, got '{name}'$"
+        ):
+            fastdreamer_kernels.report(device, torch.float32)
 
 
 @pytest.mark.parametrize("value", ["cuda", "Reference"])

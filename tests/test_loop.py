@@ -169,7 +169,7 @@ def test_an_evaluation_ends_when_the_run_is_stopped(tmp_path: Path) -> None:
     training = Training(tiny_config(tmp_path), None)
     calls = iter([False] * 5 + [True])
     with closing(evaluation_env(training.config)) as env:
-        assert evaluate(training.learner.agent, env, training.config, lambda: next(calls)) == []
+        assert evaluate(training.learner, env, lambda: next(calls)) == []
     training.env.close()
 
 

@@ -1,11 +1,13 @@
 """Host memory is page-locked ahead of the rows that are written: what, when, and what happens where it is refused."""
 
 import logging
+import threading
 
 import pytest
 import torch
 from torch import Tensor
 
+from fastdreamer import replay_pinned
 from fastdreamer.replay_pinned import PAGE, Pinning
 
 ENVS, ROWS, ROW = 3, 40, 2000
@@ -128,3 +130,16 @@ def test_closing_unlocks_everything_and_can_be_repeated() -> None:
     pinning.close()
     assert system.asked and system.held == {}
     assert not pinning.covers(tensors[0][0, 1:2])
+
+
+def test_a_refusal_stays_with_a_thread_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA would raise it at the next launch of the thread that asked."""
+    asked = []
+
+    def refuse(address: int, size: int) -> bool:
+        asked.append(threading.current_thread())
+        return False
+
+    monkeypatch.setattr(replay_pinned, "cuda_register", refuse)
+    assert not replay_pinned.pins()
+    assert len(asked) == 1 and asked[0] is not threading.current_thread()

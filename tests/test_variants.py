@@ -79,7 +79,7 @@ def test_a_variant_trains_evaluates_and_goes_on(
         sum(agent.scale(name) * metrics[f"loss/{name}"] for name in expected), rel=1e-4
     )
     with closing(evaluation_env(config)) as played:
-        assert len(evaluate(agent, played, config, lambda: False)) == config.run.eval_episodes
+        assert len(evaluate(training.learner, played, lambda: False)) == config.run.eval_episodes
     training.save(tmp_path)
     second = Training(config, checkpoint.latest(tmp_path))
     for each in (training, second):

@@ -4,9 +4,11 @@
     native      C++ on the CPU, float32, where the library was built
     triton      Triton on CUDA; on the CPU too under TRITON_INTERPRET=1, for tests. Meta tensors stand in for CUDA's
 
-A call runs the backend that it names, else the one that `FASTDREAMER_KERNELS` names, else the fastest that the op has
-for its device and dtype. Kernels are registered with `torch.library`, one namespace per backend, as pure functions of
-tensors with a fake and, where the op is differentiable, a hand-written backward; so they compile and can be captured.
+A call runs the backend that it names, else the one that `FASTDREAMER_KERNELS` names where the op has it for its device
+and dtype, else the fastest that it has there: a run on a GPU draws some of its noise on the CPU, where Triton is none.
+`report` says what runs where, and refuses a name that nothing runs on. Kernels are registered with `torch.library`, one
+namespace per backend, as pure functions of tensors with a fake and, where the op is differentiable, a hand-written
+backward; so they compile and can be captured.
 """
 
 import os
@@ -106,13 +108,13 @@ def choose(op: str, like: torch.Tensor, backend: str | None = None) -> str:
 def _choose(op: str, device: str, dtype: torch.dtype, backend: str | None = None) -> str:
     computed = torch.float32 if op in _of_any_dtype else dtype
     able = [each for each in _backends[op] if _can_run(each, device, computed)]
-    named = backend or os.environ.get("FASTDREAMER_KERNELS") or None
-    if named is None:
+    wanted = backend or os.environ.get("FASTDREAMER_KERNELS") or None
+    if wanted in able:
+        return wanted
+    if backend is None and (wanted is None or wanted in KERNELS):
         return next(each for each in able if each != "triton" or device in GPU)
-    if named not in able:
-        where = f"{op} on {device} in {str(dtype).removeprefix('torch.')}"
-        raise ValueError(f"kernels: backend of {where} must be one of {', '.join(able)}, got {named!r}")
-    return named
+    where = f"{op} on {device} in {str(dtype).removeprefix('torch.')}"
+    raise ValueError(f"kernels: backend of {where} must be one of {', '.join(able)}, got {wanted!r}")
 
 
 def _can_run(backend: Backend, device: str, dtype: torch.dtype) -> bool:
@@ -133,7 +135,14 @@ def check_dtypes(op: str, **tensors: tuple[torch.Tensor, torch.dtype]) -> None:
 
 
 def report(device: torch.device, dtype: torch.dtype) -> str:
-    """One line for the start-up log: which backend each op runs on for tensors of this device and dtype."""
+    """One line for the start-up log: which backend each op runs on for tensors of this device and dtype.
+
+    Raises ValueError where `FASTDREAMER_KERNELS` names one that none runs on.
+    """
+    wanted = os.environ.get("FASTDREAMER_KERNELS")
+    some = sorted({each for able in _backends.values() for each in able if _can_run(each, device.type, dtype)})
+    if wanted and wanted not in some:
+        raise ValueError(f"FASTDREAMER_KERNELS must be one of {', '.join(some)} on {device.type}, got {wanted!r}")
     chosen: dict[str, list[str]] = {}
     for op in _backends:
         chosen.setdefault(_choose(op, device.type, dtype), []).append(op)
