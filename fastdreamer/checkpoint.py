@@ -20,7 +20,6 @@ import os
 import re
 import secrets
 import shutil
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -30,14 +29,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from fastdreamer.disk import crc32, sync, write_tensors
+
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
 KEEP = 2  # the newest may be damaged when a machine goes down: one more to fall back on
 MANIFEST, STATE, INDEX = "MANIFEST.json", "state.json", "replay/index.json"
 TENSORS, TEMPORARY = ".safetensors", ".tmp-"
-READ_BYTES = 1 << 20
-
 T = TypeVar("T")
 
 
@@ -174,33 +173,6 @@ def load_into(target: Mapping[str, Tensor], source: Mapping[str, Tensor], name: 
             tensor.copy_(source[key])
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file that is on the disk when this returns. Raises OSError where that fails."""
-    try:
-        safetensors.torch.save_file(dict(tensors), path)
-    except SafetensorError as error:
-        raise OSError(errno.EIO, str(error), str(path)) from error
-    sync(path)
-
-
-def sync(path: Path) -> None:
-    """Returns when a file, or the names in a folder, are on the disk."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
-def crc32(path: Path) -> int:
-    """The checksum of a file as a replay index names it."""
-    value = 0
-    with path.open("rb") as file:
-        while block := file.read(READ_BYTES):
-            value = zlib.crc32(block, value)
-    return value
-
-
 def _pack(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     packed: dict[str, Tensor] = {}
     storages: set[int] = set()
@@ -235,7 +207,9 @@ def _verify(path: Path, name: str, entry: dict[str, object]) -> None:
 
 
 def _files(path: Path) -> list[str]:
-    return sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir())
+    return sorted(
+        file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_symlink() or not file.is_dir()
+    )
 
 
 def _write_json(path: Path, data: Mapping[str, object]) -> None:

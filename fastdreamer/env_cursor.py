@@ -103,8 +103,11 @@ class Cursors:
         self._obs, self._digests = {}, columns["digests"].tolist()
         if (self._began < 0).any() or ((lengths != 0) & (lengths != self.records - self._began)).any():
             raise EnvError("its saved state is not one: episodes begin and are as long as they cannot be")
-        if wrong := [key for key, value in state.actions.items() if len(value) != lengths.sum()]:
-            raise EnvError(f"its saved state has {len(state.actions[wrong[0]])} of {wrong[0]}, not {lengths.sum()}")
+        for key, value in state.actions.items():
+            if value.shape[:1] != (lengths.sum(),):
+                raise EnvError(f"its saved state has {key} of shape {value.shape}, not of {lengths.sum()} actions")
+        if lengths.any() and not state.actions:
+            raise EnvError(f"its saved state has none of {lengths.sum()} actions")
         ends = lengths.cumsum()
         each = {
             at: {key: value[ends[at] - lengths[at] : ends[at]] for key, value in state.actions.items()}

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fastdreamer.tables import read_table
+
 
 class Episode(NamedTuple):
     """One finished episode of environment `env`: its summed reward and its length in agent steps."""
@@ -35,8 +37,10 @@ class EpisodeTracker:
         score: list[float] = self._score.tolist()
         return {"score": score, "length": [*map(float, self._length)]}
 
-    def load_state_dict(self, state: Mapping[str, list[float]]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Goes on with a `state_dict` of as many environments. Raises ValueError for any other."""
-        if [len(state.get(name, [])) for name in ("score", "length")] != 2 * [len(self._score)]:
-            raise ValueError(f"episodes: score and length must be lists of {len(self._score)}, got {str(state)[:60]}")
-        self._score, self._length = np.array(state["score"], float), np.array(state["length"], np.int64)
+        read = read_table(state, {"score": "a list of numbers", "length": "a list of numbers"}, "episodes")
+        for name, values in read.items():
+            if len(values) != len(self._score):
+                raise ValueError(f"episodes: {name}: expected {len(self._score)} numbers, got {len(values)}")
+        self._score, self._length = np.array(read["score"], float), np.array(read["length"], np.int64)

@@ -15,6 +15,7 @@ import logging
 from pathlib import Path
 
 from fastdreamer import checkpoint
+from fastdreamer.disk import write_tensors
 from fastdreamer.loop import Training
 from fastdreamer.skips import RECENT
 
@@ -78,7 +79,7 @@ class Guard:
             return "the last skipped batch is not in the replay any more"
         path = self.folder / f"diverged-step-{self.training.env_steps:09}{checkpoint.TENSORS}"
         try:
-            checkpoint.write_tensors(path, {key: value.cpu().contiguous().clone() for key, value in window.items()})
+            write_tensors(path, {key: value.cpu().contiguous().clone() for key, value in window.items()})
         except OSError as error:
             return f"its last skipped batch was not written: {error.strerror or error}"
         return f"its last skipped batch: {path}"

@@ -31,8 +31,9 @@ from fastdreamer.replay_window import Plan
 from fastdreamer.saving import Saving
 from fastdreamer.skips import Skips
 from fastdreamer.spaces import Spaces
-from fastdreamer.steps import ActStep, TrainStep
+from fastdreamer.steps import ActStep, TrainStep, without_spoiled
 from fastdreamer.streams import CudaQueue, Done, InlineQueue, Mark, Queue, make_queue, wait_for
+from fastdreamer.tables import read_table
 
 
 class Learner:
@@ -128,15 +129,17 @@ class Learner:
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Goes on from a `save`. Raises ValueError where it does not fit."""
         self._load(saved)
-        counters = saved.value("noise", dict)
-        for name, noise in self._noise().items():
+        streams = self._noise()
+        counters = read_table(saved.state.get("noise"), dict.fromkeys(streams, "a count"), f"{saved.path}: noise")
+        for name, noise in streams.items():
             noise.counter.fill_(counters[name])
-        assert saved.replay is not None, "every checkpoint of a run has one"
+        if saved.replay is None:
+            raise checkpoint.CheckpointError(f"{saved.path}: replay/index.json: missing")
         self.replay.load(saved.path.parents[1] / "replay", saved.replay)
         if self.schedule == "pipeline" and "policy" in saved.tensors:  # its weights are a launch older
             policy = dict(self.policy.agent.named_parameters())
             checkpoint.load_into(policy, saved.tensors["policy"], f"{saved.path}/policy")
-            self.lag = saved.value("lag", int)
+            self.lag = read_table({"lag": saved.state.get("lag")}, {"lag": "a count"}, str(saved.path))["lag"]
         wait_for(self.device)  # all this was the default stream's, for which no queue waits
 
     def roll_back(self, saved: checkpoint.Checkpoint) -> None:
@@ -163,9 +166,11 @@ class Learner:
         self.policy.take_weights()
 
     def mend(self) -> int:
-        """Rids the ring of values that are not finite; how many records per environment had some."""
+        """Rids the ring, and what the policy carries, of values that are not finite; how many records had some."""
         self.drain()
         mended = self.replay.mend()
+        for name, value in without_spoiled(self.policy.carry()).items():
+            self.policy.carry()[name].copy_(value)
         wait_for(self.device)
         return mended
 

@@ -1,9 +1,20 @@
 """How far a run is: the counters and times that its log, its checkpoints and its summary share."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
+
+from fastdreamer.tables import Kind, read_table
 
 SCORED = 20
 """Training episodes in the mean return."""
+KINDS: dict[str, Kind] = {
+    "updates": "a count",
+    "episodes": "a count",
+    "train_seconds": "a number",
+    "update_seconds": "a number",
+    "first_update_seconds": "a number or none",
+    "solved_seconds": "a number or none",
+    "scores": "a list of numbers",
+}
 
 
 @dataclass
@@ -41,7 +52,5 @@ class Progress:
 
     @classmethod
     def from_json(cls, data: dict[str, object]) -> "Progress":
-        """Progress from `to_json`'s data. Raises ValueError where a field is missing or unknown."""
-        if wrong := sorted(data.keys() ^ {item.name for item in fields(cls)}):
-            raise ValueError(f"progress: {wrong[0]} is {'unknown' if wrong[0] in data else 'missing'}")
-        return cls(**data)  # type: ignore[arg-type]  # the manifest has vouched for the file
+        """Progress from `to_json`'s data. Raises ValueError where a field is missing, unknown or no number."""
+        return cls(**read_table(data, KINDS, "progress"))

@@ -12,7 +12,7 @@ at record w // num_envs of environment w % num_envs; the newest `capacity` windo
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,9 +29,9 @@ from fastdreamer.replay_records import RecordFiles
 from fastdreamer.replay_storage import Field, allocate
 from fastdreamer.replay_window import Plan, Windows
 from fastdreamer.spaces import Spaces
+from fastdreamer.tables import read_table
 
 Value = np.ndarray | Tensor
-T = TypeVar("T")
 CPU = torch.device("cpu")
 
 
@@ -219,11 +219,14 @@ class Replay:
         """
         if self.length:
             raise ValueError(f"replay.load needs a new ring, this one holds {self.length} records")
-        own, saved, chunks = self._facts(), _entry(index, "ring", dict), _entry(index, "chunks", dict)
+        own, saved, chunks = self._facts(), _entry(index, "ring"), _entry(index, "chunks")
         for name in sorted(own.keys() | saved.keys()):
             if own.get(name) != saved.get(name):
                 raise ValueError(f"replay: saved with {name} {saved.get(name)}, but this run has {own.get(name)}")
-        length, first, served, plans = (_entry(index, name, int) for name in ("length", "first", "served", "plans"))
+        counts = {name: index.get(name) for name in ("length", "first", "served", "plans")}
+        length, first, served, plans = read_table(counts, dict.fromkeys(counts, "a count"), "replay index").values()
+        if first > length:
+            raise ValueError(f"replay index: first: expected at most length {length}, got {first}")
         first = max(first, length - self.rows)
         for files in (self._record_files, self._latent_files):
             files.load(folder, chunks, first, length)
@@ -253,10 +256,10 @@ def _below(span: int, high: np.ndarray, low: np.ndarray) -> np.ndarray:
     return ((high * np.uint64(span) + (low * np.uint64(span) >> np.uint64(32))) >> np.uint64(32)).astype(np.int64)
 
 
-def _entry(index: Mapping[str, object], name: str, kind: type[T]) -> T:
+def _entry(index: Mapping[str, object], name: str) -> dict[str, Any]:
     value = index.get(name)
-    if not isinstance(value, kind):
-        raise ValueError(f"replay index: {name} must be a {kind.__name__}, got {value!r}")
+    if not isinstance(value, dict):
+        raise ValueError(f"replay index: {name}: expected a table, got {repr(value)[:60]}")
     return value
 
 

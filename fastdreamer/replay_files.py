@@ -19,7 +19,7 @@ from typing import NamedTuple
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fastdreamer.checkpoint import crc32, sync, write_tensors
+from fastdreamer.disk import crc32, sync, write_tensors
 
 CHUNK = 1024
 """Most records per environment in one file, as in the official code."""

@@ -1,5 +1,9 @@
 """When to learn, and when to do what is done now and then."""
 
+from collections.abc import Mapping
+
+from fastdreamer.tables import read_table
+
 
 class TrainRatio:
     """How many updates are due: `train_ratio` replayed steps per agent step, the fraction carried over.
@@ -27,9 +31,9 @@ class TrainRatio:
         """What must be saved to go on as if never interrupted; JSON holds it exactly."""
         return {"previous": self._previous}
 
-    def load_state_dict(self, state: dict[str, float | None]) -> None:
-        """Goes on from a `state_dict`."""
-        self._previous = state["previous"]
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Goes on from a `state_dict`. Raises ValueError for what is none."""
+        self._previous = read_table(state, {"previous": "a number or none"}, "train_ratio")["previous"]
 
 
 class Every:

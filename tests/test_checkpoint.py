@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastdreamer import checkpoint
-from fastdreamer.checkpoint import CheckpointError, crc32, latest, load_into, save
+from fastdreamer import checkpoint, disk
+from fastdreamer.checkpoint import CheckpointError, latest, load_into, save
+from fastdreamer.disk import crc32
 
 DTYPES = [
     torch.float32,
@@ -291,6 +292,6 @@ def test_state_of_another_type_is_named(name: str, kind: type, message: str, tmp
 
 
 def test_crc32_reads_the_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "READ_BYTES", 7)
+    monkeypatch.setattr(disk, "READ_BYTES", 7)
     (tmp_path / "x").write_bytes(data := bytes(range(100)))
     assert crc32(tmp_path / "x") == zlib.crc32(data)

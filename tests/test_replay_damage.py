@@ -56,7 +56,7 @@ def test_an_index_without_an_entry_is_refused(tmp_path: Path, name: str) -> None
     ring, _ = filled(10)
     index = save(ring, tmp_path)
     del index[name]
-    with pytest.raises(ValueError, match=rf"^replay index: {name} must be a \w+, got None$"):
+    with pytest.raises(ValueError, match=rf"^replay index: {name}: expected a \w+, got None$"):
         make_ring().load(tmp_path, index)
 
 

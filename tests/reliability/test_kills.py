@@ -100,9 +100,9 @@ def test_kills_at_random_moments(folder: Path, bar: Bar, kills: int) -> None:
         wait_for(process, "run folder")
         time.sleep(rng.uniform(0, 1.5))
         process.kill()
-        held = printed(process) == resume and holds(folder, before)
+        held = (printed(process), lost(folder, before)) == (resume, "")
         bar("R2 kill -9 at a random moment", held)
-        assert held
+        assert held, lost(folder, before)
     check_metrics(folder, bar)
     stop_by_signal(folder)
     check_replay(folder, bar)
@@ -118,9 +118,9 @@ def test_kills_inside_a_save(folder: Path, bar: Bar, kills: int) -> None:
         process = start(["-c", KILLS_AT_THE_NTH_SYNC, str(rng.randint(1, 40)), "--resume", str(folder)])
         resume = printed(process)
         assert process.returncode == -signal.SIGKILL
-        held = resume == ["-m", "fastdreamer.train", "--resume", str(folder)] and holds(folder, before)
+        held = (resume, lost(folder, before)) == (["-m", "fastdreamer.train", "--resume", str(folder)], "")
         bar("R2 kill -9 inside a save", held)
-        assert held
+        assert held, lost(folder, before)
     check_metrics(folder, bar)
     stop_by_signal(folder)
     check_replay(folder, bar)
@@ -136,16 +136,18 @@ def stop_by_signal(folder: Path) -> None:
     assert process.wait(timeout=60) == 143
 
 
-def holds(folder: Path, before: int) -> bool:
-    """Whether a run can go on, and lost at most an interval between two saves of what it had logged."""
+def lost(folder: Path, before: int) -> str:
+    """What a run has lost that it may not: nothing, or more than is made in an interval between two saves."""
     try:
         saved = latest(folder)
-    except CheckpointError:
-        return False
+    except CheckpointError as error:
+        return str(error)
     trained = saved.value("progress", dict)["train_seconds"]
     logged = [record["elapsed"] for record in read_jsonl(folder / "metrics.jsonl") if "elapsed" in record]
-    lost = max([seconds for seconds in logged if isinstance(seconds, float)], default=0.0) - trained
-    return saved.value("env_steps", int) >= before and lost <= INTERVAL + SLACK
+    seconds = max([seconds for seconds in logged if isinstance(seconds, float)], default=0.0) - trained
+    if seconds > INTERVAL + SLACK:
+        return f"{seconds:.2f} s"
+    return "" if saved.value("env_steps", int) >= before else f"steps {saved.value('env_steps', int)} to {before}"
 
 
 def check_metrics(folder: Path, bar: Bar) -> None:

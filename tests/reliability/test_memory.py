@@ -135,7 +135,7 @@ MINUTES, SECONDS, SLOPE = 20, 5, 1.0
 
 @pytest.mark.slow
 def test_memory_stays_flat(tmp_path: Path, bar: Bar) -> None:
-    arguments = [*SHORT, "--replay.capacity=2000", "--run.steps=1000000000", "--run.save_every=10"]
+    arguments = [*SHORT, "--replay.capacity=2000", "--run.steps=1000000000", "--run.save_every=10", "--run.solved=none"]
     command = [sys.executable, "-m", "fastdreamer.train", "cartpole", *arguments, f"--run.dir={tmp_path / 'run'}"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
         time.sleep(60)  # 2,000 records are a few seconds
