@@ -207,9 +207,8 @@ def _verify(path: Path, name: str, entry: dict[str, object]) -> None:
 
 
 def _files(path: Path) -> list[str]:
-    return sorted(
-        file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_symlink() or not file.is_dir()
-    )
+    files = (file for file in path.rglob("*") if file.is_symlink() or not file.is_dir())
+    return sorted(file.relative_to(path).as_posix() for file in files)
 
 
 def _write_json(path: Path, data: Mapping[str, object]) -> None:
