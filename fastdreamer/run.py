@@ -196,10 +196,10 @@ class Run:
         self.training.learner.drain()
         seconds, progress = time.perf_counter() - self.started, self.training.progress
         progress.first_update_seconds = seconds
-        filling = progress.train_seconds - progress.update_seconds
+        filling = f", {progress.train_seconds - progress.update_seconds:.1f} s of them to fill the replay"
         logger.info(
-            "first update at step %d, %.1f s after the start, %.1f s of them to fill the replay",
-            self.training.env_steps, seconds, filling,
+            "first update at step %d, %.1f s after the start%s",
+            self.training.env_steps, seconds, "" if self.training.learner.beside else filling,
         )  # fmt: skip
         self.save(wait=True)  # from here on the run can be resumed
         self.words.prepare()

@@ -1,5 +1,6 @@
 """Schedules: sync is the official order, pipeline is one launch behind it, and both are functions of the seed alone."""
 
+import json
 import random
 import time
 from collections.abc import Callable
@@ -22,8 +23,9 @@ from fastdreamer.noise import Noise, Stream
 from fastdreamer.optim import LaProp
 from fastdreamer.replay import Replay
 from fastdreamer.replay_window import Plan
+from fastdreamer.run import run
 from fastdreamer.schedule import TrainRatio
-from fastdreamer.steps import mask_action
+from fastdreamer.steps import TrainStep, mask_action
 
 Schedule = Literal["sync", "pipeline"]
 STEPS = 160
@@ -88,6 +90,20 @@ def test_a_run_does_not_depend_on_how_long_its_updates_take(tmp_path: Path, sche
     first, second = (Watched(config, seed, slow).run() for seed, slow in ((0, 0.0), (1, 0.02)))
     assert first.training.progress.updates > 20
     assert_alike(first, second)
+
+
+@pytest.mark.parametrize("schedule", ["sync", "pipeline"])
+def test_the_time_of_updates_is_told_where_the_caller_waits_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, schedule: Schedule
+) -> None:
+    """Anything else would be the time to launch them."""
+    monkeypatch.setattr(TrainStep, "__call__", lambda *_: time.sleep(0.01))
+    with caplog.at_level("INFO"):
+        run(scheduled(tmp_path / "run", schedule), resume=False, started=0.0)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    (first,) = [message for message in caplog.messages if message.startswith("first update")]
+    assert ("to fill the replay" in first) == (schedule == "sync")
+    assert summary["ms_per_update"] >= 10 if schedule == "sync" else summary["ms_per_update"] is None
 
 
 @pytest.mark.parametrize("ratio", [4.0, 8.0, 24.0])
