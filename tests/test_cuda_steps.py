@@ -3,6 +3,7 @@
 import resource
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def eager(learner: Learner) -> None:
 def tensors(learner: Learner) -> dict[str, Tensor]:
     learner.drain()
     replay = learner.replay
-    rings = {key: ring[:, : replay.length] for key, ring in (replay.records | replay.latents).items()}
+    rings = {key: ring[:, : replay.length].cpu() for key, ring in (replay.records | replay.latents).items()}
     return {**learner.agent.state_dict(), **learner.optimizer.state(), **rings}
 
 
@@ -106,20 +107,30 @@ def test_a_run_goes_on_in_a_captured_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["sync", "pipeline"])
-@pytest.mark.parametrize("placement", ["device", "pinned", "host"])
-def test_it_acts_and_learns_wherever_the_replay_lies(placement: str, schedule: str) -> None:
-    config = config_of(schedule)
-    config = replace(config, replay=replace(config.replay, placement=placement))
-    learner = Learner(config, OBS["image"], ACT)
-    rng = np.random.default_rng(0)
-    for t in range(4 * config.replay.batch_length):
-        first, no = np.full(16, t == 0), np.zeros(16, bool)
-        obs = {"image": rng.integers(0, 256, (16, 64, 64, 3), np.uint8)}
-        action = learner.act(Step(obs, rng.standard_normal(16, np.float32), first, no, no))
-        assert all(np.isfinite(value).all() for value in action.values())
-        if learner.replay.windows:
-            learner.launch(1)
-    assert learner.read_metrics().means()["opt/skipped"] == 0
+@pytest.mark.parametrize("placement", ["pinned", "host"])
+def test_it_acts_and_learns_the_same_wherever_the_replay_lies(
+    placement: Literal["pinned", "host"], schedule: str
+) -> None:
+    """From the first action on."""
+    played = []
+    for place in ("device", placement):
+        config = config_of(schedule)
+        config = replace(config, replay=replace(config.replay, placement=place))
+        learner, rng, actions = Learner(config, OBS["image"], ACT), np.random.default_rng(0), []
+        for t in range(4 * config.replay.batch_length):
+            first, no = np.full(16, t == 0), np.zeros(16, bool)
+            obs = {"image": rng.integers(0, 256, (16, 64, 64, 3), np.uint8)}
+            actions.append(learner.act(Step(obs, rng.standard_normal(16, np.float32), first, no, no))["action"])
+            if learner.replay.windows:
+                learner.launch(1)
+        played.append((learner, np.stack(actions)))
+    (near, ours), (away, theirs) = played
+    assert near.replay.away == () and away.replay.placement.places["obs/image"] == placement
+    assert np.isfinite(ours).all()
+    np.testing.assert_array_equal(ours, theirs)
+    assert_same(near, away)
+    metrics = near.metrics.flush()
+    assert metrics == away.metrics.flush() and metrics["opt/skipped"] == 0
 
 
 def assert_same_but_rings(one: Learner, other: Learner) -> None:

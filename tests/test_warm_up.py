@@ -1,6 +1,7 @@
 """What a GPU does before it captures, played through on the CPU: the warm-up leaves no trace in what follows."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from fastdreamer.metrics import Metrics
 from fastdreamer.optim import LaProp
 from fastdreamer.replay import Replay
 from fastdreamer.steps import ActStep, TrainStep, warm_up
-from fastdreamer.streams import CudaQueue, Done, Mark
+from fastdreamer.streams import CudaQueue, Done, Mark, mark_here
 
 UPDATES = 20
 
@@ -36,9 +37,37 @@ class InlineCuda(CudaQueue):
         return Done()
 
 
-def test_a_stream_comes_after_what_was_done_at_once() -> None:
-    """As the first action comes after a hand-over of weights that never was."""
-    InlineCuda().after(Done())
+class FakeStream(SimpleNamespace):
+    """A CUDA stream that writes down what it waits for."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        super().__init__(device=torch.device("cpu"), awaited=[])
+
+    def wait_event(self, event: object) -> None:
+        self.awaited.append(event)
+
+
+def test_a_stream_comes_after_marks_of_every_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for an event, the caller's stream does not; nobody waits for a hand-over of weights that never was."""
+    callers = FakeStream()
+    current = [callers]
+
+    @contextmanager
+    def entered(stream: FakeStream) -> Iterator[None]:
+        current.append(stream)
+        yield
+        current.pop()
+
+    event = SimpleNamespace(record=lambda: None)
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current[-1])
+    queue = CudaQueue(torch.device("cpu"))
+    queue.after(Done())
+    assert vars(queue.stream)["awaited"] == []
+    queue.after(mark_here(torch.device("cuda")))
+    assert vars(queue.stream)["awaited"] == [event] and callers.awaited == []
 
 
 class Replayed:
