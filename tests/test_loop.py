@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdreamer import checkpoint
+from fastdreamer import checkpoint, steps
 from fastdreamer.config import Config, EnvConfig, LossConfig, ModelConfig, OptimConfig, ReplayConfig, RunConfig
 from fastdreamer.env import EnvError
 from fastdreamer.env_backend import Raw
@@ -23,6 +23,7 @@ from fastdreamer.evaluate import evaluate, evaluation_env
 from fastdreamer.loop import Training
 from fastdreamer.metrics import read_jsonl
 from fastdreamer.run import make_folder, run
+from fastdreamer.streams import InlineQueue
 from fastdreamer.train import main
 
 STEPS, ENVIRONMENTS = 400, 4
@@ -171,6 +172,16 @@ def test_an_evaluation_ends_when_the_run_is_stopped(tmp_path: Path) -> None:
     with closing(evaluation_env(training.config)) as env:
         assert evaluate(training.learner, env, lambda: next(calls)) == []
     training.env.close()
+
+
+def test_evaluations_take_the_queue_of_the_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would else make a stream of a GPU, whose memory no other reuses."""
+    asked: list[torch.device] = []
+    monkeypatch.setattr(steps, "make_queue", lambda device, **_: (asked.append(device), InlineQueue())[1])
+    config = tiny_config(tmp_path / "run", steps=200)
+    run(replace(config, run=replace(config.run, eval_every=100)), resume=False, started=0.0)
+    evaluations = [record for record in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "eval/return" in record]
+    assert len(evaluations) == 2 and len(asked) == 1
 
 
 def test_a_longer_run_goes_on_where_it_ended(tmp_path: Path) -> None:

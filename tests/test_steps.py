@@ -232,3 +232,11 @@ def test_actions_are_not_changed_by_the_next_step() -> None:
     act(make_step(1, np.random.default_rng(1)))
     for key, value in before.items():
         np.testing.assert_array_equal(first[key], value)
+
+
+def test_what_an_uncaptured_step_is_made_of_is_there_before_a_queue_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tensors are made and filled by the default stream of a GPU, for which those that run it do not wait."""
+    waited: list[torch.device] = []
+    monkeypatch.setattr("fastdreamer.steps.wait_for", waited.append)
+    make_train_step()
+    assert waited == [torch.device("cpu")]
