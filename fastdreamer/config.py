@@ -196,7 +196,7 @@ class RunConfig:
     """Threads of torch on the CPU; 0 leaves the choice to torch."""
     log_every: float = 10.0
     """Seconds between two log lines; 0 logs only at the end."""
-    save_every: float = 300.0
+    save_every: float = 270.0
     """Seconds between two checkpoints; 0 saves only at the end."""
     eval_episodes: int = 10
     """Episodes of an evaluation."""

@@ -45,7 +45,7 @@ CARTPOLE = Config(
     replay=ReplayConfig(batch_size=8, batch_length=16),
     # Environment steps are cheap: fresh data instead of more of the old. A second thread makes an update a sixth
     # shorter; more were not tried. No GPU: it would wait for its launches most of the time.
-    run=RunConfig(steps=80_000, train_ratio=16, device="cpu", threads=2, solved=475, save_every=60),
+    run=RunConfig(steps=80_000, train_ratio=16, device="cpu", threads=2, solved=475, save_every=50),
 )
 
 PRESETS: dict[str, Config] = {
