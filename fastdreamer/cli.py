@@ -45,7 +45,7 @@ class _Words(NamedTuple):
 
 def fail(message: object, code: int = 2) -> NoReturn:
     """End the program with one line on stderr; exit code 2 is a user's mistake."""
-    line = " ".join(str(message).split())
+    line = "".join(each if each.isprintable() else "?" for each in " ".join(str(message).split()))
     print(f"fastdreamer: error: {line}", file=sys.stderr)
     raise SystemExit(code)
 

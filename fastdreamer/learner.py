@@ -25,7 +25,7 @@ from fastdreamer.metrics import DeviceSums, HostSums, Metrics, fetch, means
 from fastdreamer.noise import Noise, Stream
 from fastdreamer.optim import LaProp
 from fastdreamer.profiling import range_
-from fastdreamer.replay import Replay
+from fastdreamer.replay import Replay, require_classes
 from fastdreamer.replay_placement import Wanted
 from fastdreamer.replay_window import Plan
 from fastdreamer.saving import Saving
@@ -133,6 +133,10 @@ class Learner:
         counters = read_table(saved.state.get("noise"), dict.fromkeys(streams, "a count"), f"{saved.path}: noise")
         for name, noise in streams.items():
             noise.counter.fill_(counters[name])
+        require_classes(f"{saved.path}/acting: stoch", self.policy.state.world.stoch, self.config.model.dims().classes)
+        for key, space in self.spaces[1].items():
+            if space.kind == "discrete":
+                require_classes(f"{saved.path}/acting: action/{key}", self.policy.state.action[key], space.classes)
         if saved.replay is None:
             raise checkpoint.CheckpointError(f"{saved.path}: replay/index.json: missing")
         self.replay.load(saved.path.parents[1] / "replay", saved.replay)
@@ -218,9 +222,10 @@ class Learner:
     def _make_replay(self, capacity: int, placement: Wanted, peak: int = 0, num_envs: int | None = None) -> Replay:
         config, dims = self.config, self.config.model.dims()
         return Replay(
-            *self.spaces, deter=dims.deter, stoch=dims.stoch, num_envs=num_envs or config.env.num_envs,
-            capacity=capacity, batch_size=config.replay.batch_size, batch_length=config.replay.batch_length,
-            seed=config.run.seed, dtype=self.dtype, device=self.device, placement=placement, peak=peak,
+            *self.spaces, deter=dims.deter, stoch=dims.stoch, classes=dims.classes,
+            num_envs=num_envs or config.env.num_envs, capacity=capacity, batch_size=config.replay.batch_size,
+            batch_length=config.replay.batch_length, seed=config.run.seed, dtype=self.dtype, device=self.device,
+            placement=placement, peak=peak,
         )  # fmt: skip
 
     def _peak(self, queue: CudaQueue) -> int:

@@ -42,7 +42,9 @@ class Training:
         if resumed is not None:
             self.learner.restore(resumed)
             self.progress = Progress.from_json(resumed.value("progress", dict))
-            self.ratio.load_state_dict(resumed.value("train_ratio", dict))
+            self.ratio.load_state_dict(resumed.value("train_ratio", dict), self.env_steps)
+            if (steps := resumed.value("env_steps", int)) != self.env_steps:
+                raise ValueError(f"{resumed.path}: env_steps {steps}, but its replay has {self.env_steps}")
             self.episodes.load_state_dict(resumed.value("episodes", dict))
             actions = {key: value.numpy() for key, value in resumed.tensors.get("envs", {}).items()}
             self.env.restore(EnvState(resumed.value("envs", dict), actions))

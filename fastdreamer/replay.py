@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fastdreamer.batch import Window
+from fastdreamer.config import MAX_CLASSES
 from fastdreamer.noise import Noise, Stream
 from fastdreamer.replay_files import RingSave, chunk_length
 from fastdreamer.replay_latents import LatentFiles
@@ -38,16 +39,16 @@ CPU = torch.device("cpu")
 class Replay:
     """A ring of `[env][time]` rows and the sampler that knows it.
 
-    deter, stoch: widths of the stored state; deter is kept in `dtype`, stoch as one byte per class index. capacity: how
-    many windows can be sampled before the oldest are dropped. device: the learner's, where everything lies but the
-    observations that `placement` puts elsewhere, for which peak counts: see `choose`. Raises ValueError if the rows
-    cannot fit into memory.
+    deter, stoch: widths of the stored state; deter is kept in `dtype`, stoch as one byte per index below `classes`.
+    capacity: how many windows can be sampled before the oldest are dropped. device: the learner's, where everything
+    lies but the observations that `placement` puts elsewhere, for which peak counts: see `choose`. Raises ValueError if
+    the rows cannot fit into memory.
     """
 
     def __init__(
         self, obs: Spaces, act: Spaces, *, deter: int, stoch: int, num_envs: int, capacity: int,
-        batch_size: int, batch_length: int, seed: int, rank: int = 0, dtype: torch.dtype = torch.float32,
-        device: torch.device = CPU, placement: Wanted = "auto", peak: int = 0,
+        batch_size: int, batch_length: int, seed: int, rank: int = 0, classes: int = MAX_CLASSES,
+        dtype: torch.dtype = torch.float32, device: torch.device = CPU, placement: Wanted = "auto", peak: int = 0,
     ) -> None:  # fmt: skip
         for name, value in {"capacity": capacity, "batch_size": batch_size, "batch_length": batch_length}.items():
             if value < 1:
@@ -60,6 +61,9 @@ class Replay:
         record |= {f"action/{key}": Field.of(space) for key, space in act.items()}
         record |= {"reward": Field((), torch.float32)}
         record |= {key: Field((), torch.bool) for key in ("is_first", "is_last", "is_terminal")}
+        spaces = {f"obs/{key}": space for key, space in obs.items()} | {f"action/{k}": v for k, v in act.items()}
+        self._classes = {key: space.classes for key, space in spaces.items() if space.kind == "discrete"}
+        self._classes["stoch"] = classes
         latent = {"deter": Field((deter,), dtype), "stoch": Field((stoch,), torch.uint8)}
         what = f"{capacity} windows of {num_envs} environments"
         rows = num_envs * self.rows
@@ -225,11 +229,17 @@ class Replay:
                 raise ValueError(f"replay: saved with {name} {saved.get(name)}, but this run has {own.get(name)}")
         counts = {name: index.get(name) for name in ("length", "first", "served", "plans")}
         length, first, served, plans = read_table(counts, dict.fromkeys(counts, "a count"), "replay index").values()
-        if first > length:
-            raise ValueError(f"replay index: first: expected at most length {length}, got {first}")
+        for name, value, most in (("first", first, length), ("served", served, length * self.num_envs)):
+            if value > most:
+                raise ValueError(f"replay index: {name}: expected at most {most}, got {value}")
         first = max(first, length - self.rows)
         for files in (self._record_files, self._latent_files):
             files.load(folder, chunks, first, length)
+        rows = torch.arange(first, length) % self.rows
+        for key, classes in self._classes.items():
+            ring = (self.records | self.latents)[key]
+            for part in rows.split(self._record_files.length):
+                require_classes(f"replay: {key}", ring[:, part.to(ring.device)], classes)
         self.length, self.first, self.served = length, first, served
         self.cursor.fill_(length % self.rows)
         self.noise.counter.fill_(plans)
@@ -243,6 +253,13 @@ class Replay:
             "batch_length": self.batch_length,
             "chunk": self._record_files.length,
         }
+
+
+def require_classes(name: str, index: Tensor, classes: int) -> None:
+    """Raises ValueError where a class index is none: kernels would take it for a place in memory."""
+    low, high = (int(end) for end in index.aminmax()) if index.numel() else (0, 0)
+    if low < 0 or high >= classes:
+        raise ValueError(f"{name} must lie in 0..{classes - 1}, got {low}..{high}")
 
 
 def _never(part: Tensor) -> bool:

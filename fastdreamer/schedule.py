@@ -31,9 +31,12 @@ class TrainRatio:
         """What must be saved to go on as if never interrupted; JSON holds it exactly."""
         return {"previous": self._previous}
 
-    def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Goes on from a `state_dict`. Raises ValueError for what is none."""
-        self._previous = read_table(state, {"previous": "a number or none"}, "train_ratio")["previous"]
+    def load_state_dict(self, state: Mapping[str, object], step: int) -> None:
+        """Goes on from a `state_dict` of this agent step. Raises ValueError for what is none."""
+        previous = read_table(state, {"previous": "a number or none"}, "train_ratio")["previous"]
+        if previous is not None and not step - 2 / self.updates_per_step <= previous <= step:
+            raise ValueError(f"train_ratio: previous: expected a step at which updates were due, got {previous}")
+        self._previous = previous
 
 
 class Every:

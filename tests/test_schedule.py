@@ -71,7 +71,7 @@ def test_any_ratio_is_kept_within_one_update(
 def test_a_saved_ratio_goes_on_as_one_never_interrupted(train_ratio: float, calls: int, num_envs: int) -> None:
     ratio, resumed = TrainRatio(train_ratio, 16, 64), TrainRatio(train_ratio, 16, 64)
     updates(ratio, [num_envs * call for call in range(calls)])
-    resumed.load_state_dict(json.loads(json.dumps(ratio.state_dict())))
+    resumed.load_state_dict(json.loads(json.dumps(ratio.state_dict())), num_envs * max(calls - 1, 0))
     rest = [num_envs * call for call in range(calls, calls + 50)]
     assert updates(resumed, rest) == updates(ratio, rest)
     assert resumed.state_dict() == ratio.state_dict()

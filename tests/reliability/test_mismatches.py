@@ -102,6 +102,24 @@ OTHERS: dict[str, tuple[Change, str]] = {
     "scores that are none": (state(STATE, "progress", "scores", value=[None]), "scores: expected a list of numbers"),
     "no ratio": (state(STATE, "train_ratio"), "train_ratio: expected dict, got nothing"),
     "a ratio of another kind": (state(STATE, "train_ratio", "previous", value=[]), "expected a number or none"),
+    "an endless ratio": (state(STATE, "train_ratio", "previous", value=-1e15), "at which updates were due, got -1000"),
+    "steps of another ring": (state(STATE, "env_steps", value=7), "env_steps 7, but its replay has"),
+    "a state that is none": (
+        lambda run: run.tensors("acting", lambda tensors: tensors["stoch"].fill_(4)),
+        "acting: stoch must lie in 0..3, got 4..4",
+    ),
+    "a last action that is none": (
+        lambda run: run.tensors("acting", lambda tensors: tensors["action/action"].fill_(-1)),
+        "acting: action/action must lie in 0..3, got -1..-1",
+    ),
+    "a stored state that is none": (
+        lambda run: run.chunk("latents", lambda tensors: tensors["stoch"].fill_(255)),
+        "replay: stoch must lie in 0..3, got 255..255",
+    ),
+    "a stored action that is none": (
+        lambda run: run.chunk("records", lambda tensors: tensors["action/action"].fill_(9)),
+        "replay: action/action must lie in 0..3, got 9..9",
+    ),
     "no episodes": (state(STATE, "episodes"), "episodes: expected dict, got nothing"),
     "episodes of others": (state(STATE, "episodes", "score", value=[1.0]), "score: expected 2 numbers, got 1"),
     "no environments": (state(STATE, "envs"), "envs: expected dict, got nothing"),
@@ -123,7 +141,7 @@ OTHERS: dict[str, tuple[Change, str]] = {
     "no length": (state(INDEX, "length"), "length: expected a count, got None"),
     "a negative length": (state(INDEX, "length", value=-3), "length: expected a count, got -3"),
     "a huge length": (state(INDEX, "length", value=10**18), "no file of records holds record"),
-    "first beyond length": (state(INDEX, "first", value=10**6), "first: expected at most length"),
+    "first beyond length": (state(INDEX, "first", value=10**6), "first: expected at most"),
     "no chunks": (state(INDEX, "chunks"), "needs chunks: a table of plain file names"),
     "chunks that are none": (state(INDEX, "chunks", value=3), "needs chunks: a table of plain file names"),
     "facts of another ring": (state(INDEX, "ring", "num_envs", value=7), "saved with num_envs 7, but this run has 2"),
