@@ -75,7 +75,6 @@ def run(config: Config, resume: bool, started: float) -> int:
             make_folder(folder)
         config = replace(config, run=replace(config.run, dir=str(folder)))
         (folder / "config.json").write_text(json.dumps(config.to_json(), indent=2) + "\n")
-        logger.info("run folder %s", folder)
         with JsonlWriter(folder / "metrics.jsonl", training.env_steps if resume else None) as writer:
             stop = Stop()
             job = Run(training, folder, writer, stop, started)
@@ -117,6 +116,7 @@ class Run:
         with self.words, self._watched(self.training.env):
             if self.training.progress.updates:  # it was saved before
                 self.words.prepare()
+            logger.info("run folder %s", self.folder)
             self._train()
 
     def _watched(self, env: Env) -> AbstractContextManager[object]:
