@@ -20,7 +20,7 @@ from fastdreamer.metrics import JsonlWriter, read_jsonl
 from fastdreamer.presets import PRESETS
 
 Bar = Callable[[str, bool], None]
-QUICK, MANY = 60, 2500
+QUICK, MANY = 25, 2500
 """Cases of each reader; five readers make more than ten thousand."""
 COUNTS = [QUICK, pytest.param(MANY, marks=pytest.mark.slow)]
 

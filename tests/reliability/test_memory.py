@@ -69,7 +69,7 @@ def close(said: float, measured: float) -> bool:
     return abs(said - measured) <= WITHIN * measured
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", ["vector", pytest.param("image", marks=pytest.mark.slow)])
 def test_needs_are_what_is_then_measured(tmp_path: Path, bar: Bar, kind: str) -> None:
     folder = tmp_path / "run"
     done = start([*MODELS[kind], "--run.solved=none", "--run.eval_episodes=0", f"--run.dir={folder}"])

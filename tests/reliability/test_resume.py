@@ -82,11 +82,12 @@ def resumed_as_if_never_stopped(config: Config, folder: Path, monkeypatch: pytes
     return wrong
 
 
-SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
+QUICK = [(case, 0) for case in CASES if "vector" in case]
+ALL = [(case, seed) for case in CASES for seed in range(3)]
+SLOW = [pytest.param(*each, marks=pytest.mark.slow) for each in ALL if each not in QUICK]
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case, seed", [*QUICK, *SLOW])
 def test_a_resumed_run_is_the_run_that_never_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bar: Bar, case: str, seed: int
 ) -> None:
