@@ -115,6 +115,36 @@ def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         raise ValueError(f"{path}: cannot be read: {error}") from error
 
 
+class RingFiles:
+    """A part of a ring that lies on the disk in chunks.
+
+    ring: key -> (N, rows, ...), where record r lies in row r % rows; the number of rows is a multiple of the chunk
+    length, so that no chunk wraps around.
+    """
+
+    def __init__(self, ring: Mapping[str, Tensor]) -> None:
+        self.ring = ring
+        self.num_envs, self.rows = next(iter(ring.values())).shape[:2]
+        self.length = chunk_length(self.num_envs)
+        assert self.rows % self.length == 0, (self.rows, self.length)
+
+    def span(self, first: int, end: int) -> dict[str, Tensor]:
+        """Records first .. end - 1, of one chunk: key -> (N, end - first, ...), the ring's own memory."""
+        start = first % self.rows
+        return {key: ring[:, start : start + end - first] for key, ring in self.ring.items()}
+
+    def read(self, path: Path, first: int, end: int, begin: int) -> None:
+        """Puts records begin .. end - 1 of a file that holds those from `first` on back. Raises ValueError."""
+        target = self.span(begin, end)
+        missing = set(target)
+        for key, value in read_tensors(path):
+            require(path, key, value, self.ring.get(key), (self.num_envs, end - first))
+            target[key].copy_(value[:, begin - first :])
+            missing.remove(key)
+        if missing:
+            raise ValueError(f"{path}: no {min(missing)}")
+
+
 def require(path: Path, key: str, value: Tensor, like: Tensor | None, lead: tuple[int, ...]) -> Tensor:
     """`value`, if it is (*lead, ...) of a ring's tensor (N, rows, ...). Raises ValueError where it is not."""
     if like is None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdreamer.replay_files import Due, File, Staged, chunk_length, read_tensors, require
+from fastdreamer.replay_files import Due, File, RingFiles, Staged, read_tensors, require
 
 MOST_CHANGES = 32
 """Files of changes before the chunks that they are about are written anew."""
@@ -38,14 +38,11 @@ class Changes(NamedTuple):
     counts: dict[int, int]
 
 
-class LatentFiles:
-    """Which states are on the disk, and which of them are outdated. ring: as for `RecordFiles`."""
+class LatentFiles(RingFiles):
+    """Which states are on the disk, and which of them are outdated."""
 
     def __init__(self, ring: Mapping[str, Tensor]) -> None:
-        self.ring = ring
-        self.num_envs, self.rows = next(iter(ring.values())).shape[:2]
-        self.length = chunk_length(self.num_envs)
-        assert self.rows % self.length == 0, (self.rows, self.length)
+        super().__init__(ring)
         self._outdated = np.zeros((self.num_envs, self.rows), bool)
         self._bases: dict[int, Base] = {}
         self._changes: list[Changes] = []
@@ -62,7 +59,7 @@ class LatentFiles:
         single = [np.zeros((0, 2), np.int64)]
         for number in range(first // self.length, -(-end // self.length)):
             begin, stop = max(first, number * self.length), min(end, (number + 1) * self.length)
-            outdated, base = self._outdated[:, self._rows(begin, stop)], self._bases.get(number)
+            outdated, base = self._outdated[:, begin % self.rows :][:, : stop - begin], self._bases.get(number)
             if base is None or base.first > begin or self._is_due(folder, base, outdated):
                 whole.append((begin, stop))
             else:
@@ -71,7 +68,7 @@ class LatentFiles:
         rows, taken = np.concatenate(single), self._outdated.copy()
         self._outdated[:] = False
         kept = [each for each in self._changes if any(n in bases and each.save > bases[n].save for n in each.counts)]
-        due = [self._base(save, *span) for span in whole]
+        due = [Due(f"latents-{begin:010}-{stop:010}-{save:06}", self.span(begin, stop)) for begin, stop in whole]
         if len(rows):
             due.append(self._single(save, rows))
 
@@ -93,7 +90,7 @@ class LatentFiles:
             if match := re.fullmatch(r"latents-(\d+)-(\d+)-(\d+)-\w+\.safetensors", name):
                 base = Base(File(name, crc), *map(int, match.groups()))
                 if first < base.end <= end and base.first < base.end <= (base.first // self.length + 1) * self.length:
-                    self._read_base(folder / name, base, max(first, base.first))
+                    self.read(folder / name, base.first, base.end, max(first, base.first))
                     covered[:, max(first, base.first) - first : base.end - first] = True
                     self._bases[base.first // self.length] = base
             elif match := re.fullmatch(r"changes-(\d+)-\w+\.safetensors", name):
@@ -121,29 +118,12 @@ class LatentFiles:
     def _counts(self, records: np.ndarray) -> dict[int, int]:
         return dict(Counter((records // self.length).tolist()))
 
-    def _rows(self, first: int, end: int) -> slice:
-        start = first % self.rows
-        return slice(start, start + end - first)
-
-    def _base(self, save: int, first: int, end: int) -> Due:
-        tensors = {key: ring[:, self._rows(first, end)] for key, ring in self.ring.items()}
-        return Due(f"latents-{first:010}-{end:010}-{save:06}", tensors)
-
     def _single(self, save: int, rows: np.ndarray) -> Due:
         env, record = torch.from_numpy(rows).T.contiguous()
         tensors = {ENV: env, RECORD: record}
         for key, ring in self.ring.items():
             tensors[key] = ring[env.to(ring.device), (record % self.rows).to(ring.device)]
         return Due(f"changes-{save:06}", tensors)
-
-    def _read_base(self, path: Path, base: Base, first: int) -> None:
-        missing = set(self.ring)
-        for key, value in read_tensors(path):
-            require(path, key, value, self.ring.get(key), (self.num_envs, base.end - base.first))
-            self.ring[key][:, self._rows(first, base.end)].copy_(value[:, first - base.first :])
-            missing.remove(key)
-        if missing:
-            raise ValueError(f"{path}: no {min(missing)}")
 
     def _read_single(self, path: Path, save: int, first: int, end: int) -> np.ndarray:
         """Applies the changes of records first .. end - 1 that are newer than their base; (R, 2) of all of them."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from fastdreamer.replay_files import Due, File, Staged, chunk_length, read_tensors, require
+from fastdreamer.replay_files import Due, File, RingFiles, Staged
 
 MOST_PARTS = 8
 """Files of one chunk before they are written as one."""
@@ -22,18 +22,11 @@ class Part(NamedTuple):
     end: int
 
 
-class RecordFiles:
-    """Which records are on the disk.
-
-    ring: key -> (N, rows, ...), where record r lies in row r % rows; the number of rows is a multiple of the chunk
-    length, so that no chunk wraps around.
-    """
+class RecordFiles(RingFiles):
+    """Which records are on the disk."""
 
     def __init__(self, ring: Mapping[str, Tensor]) -> None:
-        self.ring = ring
-        self.num_envs, self.rows = next(iter(ring.values())).shape[:2]
-        self.length = chunk_length(self.num_envs)
-        assert self.rows % self.length == 0, (self.rows, self.length)
+        super().__init__(ring)
         self._parts: dict[int, list[Part]] = {}
 
     def changed(self, records: np.ndarray) -> None:
@@ -55,13 +48,7 @@ class RecordFiles:
             done = parts[-1].end if parts else begin
             if done < stop:
                 spans.append((done, stop))
-        due = [
-            Due(
-                f"records-{begin:010}-{stop:010}",
-                {key: ring[:, self._rows(begin, stop)] for key, ring in self.ring.items()},
-            )
-            for begin, stop in spans
-        ]
+        due = [Due(f"records-{begin:010}-{stop:010}", self.span(begin, stop)) for begin, stop in spans]
 
         def keep(written: list[File]) -> None:
             self._remember([*kept, *(Part(file, *span) for file, span in zip(written, spans, strict=True))])
@@ -84,7 +71,7 @@ class RecordFiles:
         for part in parts:
             if part.first > reached:
                 break
-            self._read(folder / part.file.name, part, first)
+            self.read(folder / part.file.name, part.first, part.end, max(first, part.first))
             reached = part.end
         if reached < end:
             raise ValueError(f"{folder}: no file of records holds record {reached}")
@@ -94,16 +81,3 @@ class RecordFiles:
         self._parts = {}
         for part in sorted(parts, key=lambda part: part.first):
             self._parts.setdefault(part.first // self.length, []).append(part)
-
-    def _rows(self, first: int, end: int) -> slice:
-        start = first % self.rows
-        return slice(start, start + end - first)
-
-    def _read(self, path: Path, part: Part, first: int) -> None:
-        begin, missing = max(first, part.first), set(self.ring)
-        for key, value in read_tensors(path):
-            require(path, key, value, self.ring.get(key), (self.num_envs, part.end - part.first))
-            self.ring[key][:, self._rows(begin, part.end)].copy_(value[:, begin - part.first :])
-            missing.remove(key)
-        if missing:
-            raise ValueError(f"{path}: no {min(missing)}")
