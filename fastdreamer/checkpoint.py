@@ -143,6 +143,9 @@ def latest(run: Path, with_replay: bool = True, back: int = 0) -> Checkpoint:
 
     back: how many older it shall be, as far as there are so many. Raises CheckpointError where there is none.
     """
+    for folder in (run / "checkpoints", run / "replay"):
+        if folder.is_symlink():  # what no checkpoint needs is deleted there
+            raise CheckpointError(f"{folder}: a link, not a folder of this run")
     paths, trusted = _steps(run), None
     for path in reversed(paths.values()):
         try:

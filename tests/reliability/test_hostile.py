@@ -101,6 +101,14 @@ def link(run: AlteredRun, target: str) -> None:
     (run.path / "extra.safetensors").symlink_to(target)
 
 
+def link_folder(run: AlteredRun, name: str) -> None:
+    """A folder of the run that is a link to somebody else's, with the same files and one of theirs."""
+    outside = run.folder.parent / f"their-{name}"
+    (run.folder / name).rename(outside)
+    (outside / "theirs.safetensors").write_bytes(b"mine")
+    (run.folder / name).symlink_to(outside)
+
+
 Attack = Callable[[AlteredRun], object]
 ATTACKS: dict[str, Attack] = {
     **{
@@ -125,6 +133,8 @@ ATTACKS: dict[str, Attack] = {
     "tensors of another kind": lambda run: manifest(
         run, lambda t: t["files"]["model.safetensors"].update(tensors={"x": 3})
     ),
+    "a replay folder that is a link": lambda run: link_folder(run, "replay"),
+    "a folder of checkpoints that is a link": lambda run: link_folder(run, "checkpoints"),
     "a link to a folder": lambda run: link(run, "/etc"),
     "a link to nothing": lambda run: link(run, "/nowhere"),
     "an endless length": lambda run: run.table(INDEX, lambda table: table.update(length=10**18)),
