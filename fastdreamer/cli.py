@@ -4,6 +4,7 @@ One checker serves flags and config.json: flags go into the preset's plain data,
 tyro makes the help. Nothing here imports torch, so that help and errors come at once.
 """
 
+import argparse
 import difflib
 import json
 import sys
@@ -41,6 +42,16 @@ class _Words(NamedTuple):
     resume: str | None
     flags: dict[str, str]
     help: bool
+
+
+class Parser(argparse.ArgumentParser):
+    """Of a command that takes a run folder; a mistake is one line. `name`: the module."""
+
+    def __init__(self, name: str, description: str) -> None:
+        super().__init__(prog=f"python -m fastdreamer.{name}", description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        fail(message)
 
 
 def fail(message: object, code: int = 2) -> NoReturn:

@@ -1,33 +1,74 @@
-"""Scores of a policy in environments of its own."""
+"""`python -m fastdreamer.evaluate RUN [--episodes N] [--seed S]`: scores of a policy in environments of its own."""
 
+import logging
+import sys
 from collections.abc import Callable
+from contextlib import closing
 
+import numpy as np
+
+from fastdreamer.agent import Agent
+from fastdreamer.cli import Parser, fail
 from fastdreamer.config import Config
 from fastdreamer.env import Env, make_env
 from fastdreamer.episodes import EpisodeTracker
-from fastdreamer.learner import Learner
 from fastdreamer.noise import Stream
 from fastdreamer.steps import ActStep
+from fastdreamer.streams import Queue
+from fastdreamer.trained import load
 
 EVAL = Stream.EVAL_STATE, Stream.EVAL_POLICY
 
 
-def evaluation_env(config: Config) -> Env:
+def main(argv: list[str]) -> int:
+    """The exit code: 0, or 2 where the run cannot be read or its environment cannot be made."""
+    parser = Parser("evaluate", "Play episodes with the agent of a run folder.")
+    parser.add_argument("run", metavar="RUN", help="the run folder")
+    parser.add_argument("--episodes", type=int, default=20, help="how many, 20 by default")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling and of the environments, 0 by default")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to compute")
+    words = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    if words.episodes < 1:
+        fail(f"--episodes must be at least 1, got {words.episodes}")
+    try:
+        trained = load(words.run, device=words.device, seed=words.seed)
+        with closing(evaluation_env(trained.config, words.episodes, words.seed)) as env:
+            scores = evaluate(trained.agent, env, words.episodes, words.seed)
+    except ValueError as error:
+        fail(error)
+    print(f"{trained.config.env.id} after {trained.env_steps:,} agent steps: {summary(scores)}")
+    return 0
+
+
+def summary(scores: list[float]) -> str:
+    """Mean, spread and range of returns in words."""
+    mean, spread = np.mean(scores), np.std(scores)
+    return f"return {mean:.1f} ± {spread:.1f} over {len(scores)} episodes, from {min(scores):.1f} to {max(scores):.1f}"
+
+
+def evaluation_env(config: Config, episodes: int, seed: int) -> Env:
     """Environments with seeds that training does not use, no more than there are episodes."""
-    rows, seed = min(config.run.eval_episodes, config.env.num_envs), config.run.seed + config.env.num_envs
-    return make_env(config.env.id, num_envs=rows, seed=seed, options=config.env.options, timeout=config.env.timeout)
+    rows, first = min(episodes, config.env.num_envs), seed + config.env.num_envs
+    return make_env(config.env.id, num_envs=rows, seed=first, options=config.env.options, timeout=config.env.timeout)
 
 
-def evaluate(learner: Learner, env: Env, stopped: Callable[[], bool]) -> list[float]:
-    """The returns of `config.run.eval_episodes` episodes of the sampling policy, as in training (SPEC 1.10).
+def evaluate(
+    agent: Agent,
+    env: Env,
+    episodes: int,
+    seed: int,
+    stopped: Callable[[], bool] = lambda: False,
+    queue: Queue | None = None,
+) -> list[float]:
+    """The returns of episodes of the sampling policy, as in training (SPEC 1.10).
 
     Every environment plays a number of episodes that was fixed beforehand: to take those that end first would favour
     short ones. The noise is that of no training, the same at every call. Returns early, with fewer, once `stopped`.
     """
-    config, rows = learner.config, env.num_envs
-    episodes = config.run.eval_episodes
+    rows = env.num_envs
     quota = [episodes // rows + (row < episodes % rows) for row in range(rows)]
-    act = ActStep(learner.agent, rows, config.run.seed, EVAL, queue=learner.policy.queue)
+    act = ActStep(agent, rows, seed, EVAL, queue=queue)
     tracker, scores = EpisodeTracker(rows), []
     while not stopped():
         step = env.recv()
@@ -39,3 +80,7 @@ def evaluate(learner: Learner, env: Env, stopped: Callable[[], bool]) -> list[fl
             break
         env.send(act(step))
     return scores
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

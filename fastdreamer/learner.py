@@ -30,7 +30,7 @@ from fastdreamer.replay_placement import Wanted
 from fastdreamer.replay_window import Plan
 from fastdreamer.saving import Saving
 from fastdreamer.skips import Skips
-from fastdreamer.spaces import Spaces
+from fastdreamer.spaces import Spaces, spaces_to_json
 from fastdreamer.steps import ActStep, TrainStep, without_spoiled
 from fastdreamer.streams import CudaQueue, Done, InlineQueue, Mark, Queue, make_queue, wait_for
 from fastdreamer.tables import read_table
@@ -108,7 +108,7 @@ class Learner:
     def save(
         self, run: Path, env_steps: int, state: Mapping[str, object], others: Mapping[str, Mapping[str, Tensor]]
     ) -> Saving:
-        """A checkpoint of this moment: networks, optimizer, normaliser, counters and replay.
+        """A checkpoint of this moment: networks, optimizer, normaliser, counters, spaces and replay.
 
         And the weights of the policy, where the schedule keeps it behind. And what the caller has: `state`, JSON data,
         and groups of tensors.
@@ -121,7 +121,8 @@ class Learner:
             for group, named in groups.items()
         }
         ring = self.replay.save(run / "replay")
-        facts = {**state, **counters}
+        names = dict(zip(("obs", "act"), map(spaces_to_json, self.spaces), strict=True))
+        facts = {**state, **counters, "spaces": names}
         return Saving(
             self._saver, env_steps, ring, lambda: checkpoint.save(run, env_steps, tensors, facts, ring.write())
         )

@@ -242,8 +242,9 @@ class Run:
         if not config.run.eval_episodes:
             return None
         learner.drain()
-        with closing(evaluation_env(config)) as env, self._watched(env):
-            scores = evaluate(learner, env, self.stop.requested)
+        episodes, seed, queue = config.run.eval_episodes, config.run.seed, learner.policy.queue
+        with closing(evaluation_env(config, episodes, seed)) as env, self._watched(env):
+            scores = evaluate(learner.agent, env, episodes, seed, self.stop.requested, queue)
         if self.stop.requested():
             return None
         mean = sum(scores) / len(scores)

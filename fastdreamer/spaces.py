@@ -1,7 +1,13 @@
 """What an environment shows and takes: one `Space` per observation key and per action key."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
+
+from fastdreamer.tables import Kind, read_table
+
+KIND = Literal["image", "vector", "discrete"]
+LARGEST_LENGTH = 2**24
+"""Elements of one observation, in a file: what asks for more is damage."""
 
 
 @dataclass(frozen=True)
@@ -13,7 +19,7 @@ class Space:
     discrete  int32 of any shape, every element in 0..classes-1
     """
 
-    kind: Literal["image", "vector", "discrete"]
+    kind: KIND
     shape: tuple[int, ...] = ()
     classes: int = 0
     low: tuple[float, ...] = ()
@@ -45,3 +51,42 @@ class Space:
 
 
 Spaces = dict[str, Space]
+
+KINDS: dict[str, Kind] = {
+    "kind": "text",
+    "shape": "a list of numbers",
+    "classes": "a count",
+    "low": "a list of numbers",
+    "high": "a list of numbers",
+}
+
+
+def spaces_to_json(spaces: Spaces) -> dict[str, dict[str, object]]:
+    """Plain data for a checkpoint."""
+    return {key: asdict(space) for key, space in spaces.items()}
+
+
+def spaces_from_json(data: object, where: str) -> Spaces:
+    """Spaces from `spaces_to_json`'s data. Raises ValueError that names the first entry which is none."""
+    if not isinstance(data, dict) or not data:
+        raise ValueError(f"{where}: expected a table of spaces, got {repr(data)[:60]}")
+    return {key: _from_json(table, f"{where}: {key}") for key, table in data.items()}
+
+
+def _from_json(data: object, where: str) -> Space:
+    read = read_table(data, KINDS, where)
+    shape = tuple(int(length) for length in read["shape"])
+    space = Space(read["kind"], shape, read["classes"], tuple(read["low"]), tuple(read["high"]))
+    bounds = {len(space.low), len(space.high)}
+    fits = (
+        space.kind in get_args(KIND)
+        and list(shape) == read["shape"]
+        and all(1 <= length <= LARGEST_LENGTH for length in shape)
+        and space.elements <= LARGEST_LENGTH
+        and (space.kind != "image" or len(shape) == 3)
+        and (space.kind != "discrete" or 1 <= space.classes <= LARGEST_LENGTH)
+        and bounds in ({0}, {space.elements})
+    )
+    if not fits:
+        raise ValueError(f"{where}: no space: {repr(data)[:80]}")
+    return space

@@ -7,7 +7,7 @@ from typing import Any, Literal
 LARGEST = 2**62
 """Beyond any count; int64 holds it."""
 
-Kind = Literal["a count", "a number", "a number or none", "a list of numbers"]
+Kind = Literal["a count", "a number", "a number or none", "a list of numbers", "text"]
 
 
 def read_table(data: object, kinds: Mapping[str, Kind], where: str) -> dict[str, Any]:
@@ -35,3 +35,5 @@ def _is(value: Any, kind: Kind) -> bool:
             return value is None or _is(value, "a number")
         case "a list of numbers":
             return isinstance(value, list) and all(_is(item, "a number") for item in value)
+        case "text":
+            return isinstance(value, str)

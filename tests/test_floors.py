@@ -12,7 +12,6 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    "__init__",
     "config presets spaces batch noise cpu deterministic disk tables schedule metrics skips checkpoint profiling"
     " episodes progress streams cli",
     "nets dists optim heads env env_* replay replay_* saving",
@@ -21,7 +20,9 @@ FLOORS = (
     "agent",
     "steps",
     "learner",
+    "trained",
     "evaluate watchdog preflight loop guard run train check_env",
+    "__init__",
 )
 MODELS = ("nets", "dists", "heads", "rssm", "world_model", "behavior", "agent")
 UNPICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

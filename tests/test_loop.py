@@ -169,8 +169,8 @@ def test_a_run_can_be_resumed_from_its_first_update_on_and_not_beyond_its_end(tm
 def test_an_evaluation_ends_when_the_run_is_stopped(tmp_path: Path) -> None:
     training = Training(tiny_config(tmp_path), None)
     calls = iter([False] * 5 + [True])
-    with closing(evaluation_env(training.config)) as env:
-        assert evaluate(training.learner, env, lambda: next(calls)) == []
+    with closing(evaluation_env(training.config, episodes=3, seed=0)) as env:
+        assert evaluate(training.learner.agent, env, 3, 0, lambda: next(calls)) == []
     training.env.close()
 
 

@@ -78,8 +78,8 @@ def test_a_variant_trains_evaluates_and_goes_on(
     assert metrics["opt/loss"] == pytest.approx(
         sum(agent.scale(name) * metrics[f"loss/{name}"] for name in expected), rel=1e-4
     )
-    with closing(evaluation_env(config)) as played:
-        assert len(evaluate(training.learner, played, lambda: False)) == config.run.eval_episodes
+    with closing(evaluation_env(config, episodes=3, seed=0)) as played:
+        assert len(evaluate(agent, played, 3, 0)) == 3
     training.save(tmp_path)
     second = Training(config, checkpoint.latest(tmp_path))
     for each in (training, second):
