@@ -48,7 +48,10 @@ class PlatformWheel(bdist_wheel):
 setup(
     packages=["fastdreamer", *find_packages("kernels")],
     package_dir={"fastdreamer": "fastdreamer", "fastdreamer_kernels": "kernels/fastdreamer_kernels"},
-    package_data={"fastdreamer": ["py.typed"], "fastdreamer_kernels": ["py.typed"]},
+    package_data={
+        "fastdreamer": ["py.typed", "report_page.html", "official_curves.csv"],
+        "fastdreamer_kernels": ["py.typed"],
+    },
     ext_modules=[Extension("fastdreamer_kernels.libfastdreamer", [], optional=True)],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": PlatformWheel},
 )

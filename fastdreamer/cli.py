@@ -130,7 +130,7 @@ def _resumed(words: _Words, run: Path) -> Config:
         raise ValueError(f"{path}: {error}") from error
     saved = replace(saved, run=replace(saved.run, dir=str(run)))
     config = _changed(saved, words.flags)
-    before, after = dict(_leaves(saved.to_json())), dict(_leaves(config.to_json()))
+    before, after = dict(leaves(saved.to_json())), dict(leaves(config.to_json()))
     for name in words.flags:
         if name not in RESUMABLE and after[name] != before.get(name):
             raise ValueError(f"{name} cannot change when a run goes on, only {', '.join(RESUMABLE)} can")
@@ -176,10 +176,10 @@ def _hints(kind: Any, prefix: str = "") -> dict[str, Any]:
     return {name: hint for name, hint in hints.items() if name not in ("preset", OPTIONS)}
 
 
-def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+def leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
     for name, value in data.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 
