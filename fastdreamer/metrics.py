@@ -219,18 +219,28 @@ def console_line(record: Mapping[str, object]) -> str:
     Reads step, frame, update, steps_per_second, updates_per_second, elapsed (seconds), return_last20 and the losses
     of CONSOLE_LOSSES. Frames are shown where they differ from steps.
     """
-    numbers = {key: float(value) for key, value in record.items() if isinstance(value, Real)}
+    numbers = _numbers(record)
     step, frame = numbers.get("step"), numbers.get("frame")
     columns = [
-        f"{_clock(numbers.get('elapsed')):>7}",
+        f"{clock(numbers.get('elapsed')):>7}",
         f"step {'-' if step is None else format(step, '.0f'):>8} {compact(numbers.get('steps_per_second'))}/s",
         f"upd {compact(numbers.get('update'))} {compact(numbers.get('updates_per_second'))}/s",
         f"return {_score(numbers.get('return_last20')):>7}",
-        " ".join(f"{label} {compact(_loss(numbers, metric))}" for label, metric in CONSOLE_LOSSES.items()),
+        " ".join(f"{label} {compact(loss)}" for label, loss in console_losses(record).items()),
     ]
     if frame is not None and frame != step:
         columns.insert(2, f"frame {compact(frame)}")
     return "  ".join(columns)
+
+
+def console_losses(record: Mapping[str, object]) -> dict[str, float | None]:
+    """Label -> loss of CONSOLE_LOSSES, None for what the record does not have."""
+    numbers = _numbers(record)
+    return {label: _loss(numbers, metric) for label, metric in CONSOLE_LOSSES.items()}
+
+
+def _numbers(record: Mapping[str, object]) -> dict[str, float]:
+    return {key: float(value) for key, value in record.items() if isinstance(value, Real)}
 
 
 def _loss(numbers: dict[str, float], metric: str) -> float | None:
@@ -244,7 +254,8 @@ def _score(value: float | None) -> str:
     return f"{value:.1f}" if value is not None and abs(value) < 9999.9 else compact(value)
 
 
-def _clock(seconds: float | None) -> str:
+def clock(seconds: float | None) -> str:
+    """Hours, minutes and seconds; - for None."""
     if seconds is None:
         return "-"
     hours, minutes = divmod(int(seconds) // 60, 60)

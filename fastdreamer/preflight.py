@@ -73,7 +73,7 @@ def estimate(learner: Learner) -> Needs:
         for value in (replay.records | replay.latents).values()
         if value.device.type == "cpu"
     )
-    held = _resident()
+    held = resident()
     filled = min(replay.length, replay.rows) * replay.num_envs
     update = _update_bytes(learner) if learner.device.type == "cpu" and not config.run.compile else 0
     copied = state + rows * latent
@@ -83,11 +83,11 @@ def estimate(learner: Learner) -> Needs:
 
 def _update_bytes(learner: Learner) -> int:
     """What an update adds to the resident memory of the process; it keeps it, see `keep_memory`."""
-    before = _resident()
+    before = resident()
     after = []
     for windows in (1, 2):
         _try_update(learner, windows)
-        after.append(_resident())
+        after.append(resident())
     return after[1] - before + (after[1] - after[0]) * (learner.config.replay.batch_size - 2)
 
 
@@ -115,7 +115,7 @@ def _try_update(learner: Learner, windows: int) -> None:
         parameter.grad = None
 
 
-def _resident() -> int:
+def resident() -> int:
     """Bytes of this process in the host's memory."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE if Path("/proc/self/statm").exists() else 0
 

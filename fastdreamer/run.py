@@ -23,6 +23,7 @@ from fastdreamer.guard import Guard
 from fastdreamer.learner import Reading
 from fastdreamer.loop import Training
 from fastdreamer.metrics import JsonlWriter, console_line
+from fastdreamer.panel import make_panel
 from fastdreamer.profiling import range_
 from fastdreamer.saving import Saving
 from fastdreamer.schedule import Every
@@ -110,10 +111,11 @@ class Run:
         self.reading: Reading | None = None
         self.guard = Guard(training, folder)
         self.saving: Saving | None = None
+        self.panel = make_panel(training)
 
     def train(self) -> None:
         """Trains until the run is done or a signal comes, with its logs, evaluations and checkpoints, and saves."""
-        with self.words, self._watched(self.training.env):
+        with self.words, self.panel or nullcontext(), self._watched(self.training.env):
             if self.training.progress.updates:  # it was saved before
                 self.words.prepare()
             logger.info("run folder %s", self.folder)
@@ -138,6 +140,7 @@ class Run:
         log, save = (Every(interval, progress.train_seconds) for interval in (config.log_every, config.save_every))
         evaluation = Every(config.eval_every, training.env_steps)
         while not training.done and not self.stop.requested():
+            self._show("training" if progress.updates else "filling the replay")
             try:
                 scores = training.advance()
             finally:
@@ -146,6 +149,8 @@ class Run:
                     logger.info("%s %s", GO_ON, self.folder)
             for score in scores:
                 self.writer.write({"step": training.env_steps, "episode/return": score})
+                if self.panel is not None:
+                    self.panel.add_score(score)
             if progress.updates and progress.first_update_seconds is None:
                 self._note_first_update()
             if log.due(progress.train_seconds) and self.reading is None:
@@ -188,6 +193,8 @@ class Run:
         saving, self.saving = self.saving, None
         try:
             saving.wait()
+            if self.panel is not None:
+                self.panel.saved_at = time.monotonic()
         except OSError as error:
             reason = error.strerror or error
             logger.warning("checkpoint of step %d was not written: %s; those before it are kept", saving.step, reason)
@@ -203,6 +210,10 @@ class Run:
         )  # fmt: skip
         self.save(wait=True)  # from here on the run can be resumed
         self.words.prepare()
+
+    def _show(self, phase: str) -> None:
+        if self.panel is not None:
+            self.panel.show(phase)
 
     def _read_mark(self) -> tuple[float, int, int]:
         return self.training.progress.train_seconds, self.training.env_steps, self.training.progress.updates
@@ -230,7 +241,10 @@ class Run:
                 **metrics,
             }
             self.writer.write(record)
-            logger.info("%s", console_line(record))
+            if self.panel is None:
+                logger.info("%s", console_line(record))
+            else:
+                self.panel.add_record(record)
             self.mark = now
         if skipped:
             self._end_save(wait=True)  # a roll-back reads what is written

@@ -4,9 +4,22 @@ import logging
 import os
 import sys
 import time
+from typing import TextIO
 
 DIVERGED, OUT_OF_MEMORY = 3, 4
 KNOBS = "out of memory, try a smaller replay.capacity, replay.batch_size or model.size"
+
+
+class Lines(logging.StreamHandler[TextIO]):
+    """To sys.stdout as it is at that moment: the panel of a run puts its own in the place of it."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]  # as logging's own handler of last resort does it
+        """Where lines go."""
+        return sys.stdout
 
 
 def main(argv: list[str]) -> int:
@@ -17,7 +30,7 @@ def main(argv: list[str]) -> int:
     from fastdreamer import cli
 
     job = cli.parse(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[Lines()])
     from fastdreamer.guard import DivergedError
     from fastdreamer.run import run
 
