@@ -62,7 +62,7 @@ def run(config: Config, resume: bool, started: float) -> int:
         torch.set_num_threads(config.run.threads)
     if config.run.deterministic:
         make_deterministic()
-    folder = Path(config.run.dir or f"runs/{config.preset}-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = Path(config.run.dir or default_folder(config.preset))
     if not resume and folder.exists():
         raise ValueError(f"run.dir {folder} exists already; go on with --resume {folder}, or choose another")
     resumed = checkpoint.latest(folder) if resume else None
@@ -91,6 +91,11 @@ def run(config: Config, resume: bool, started: float) -> int:
         return 128 + stop.signal
     finally:
         training.env.close()
+
+
+def default_folder(preset: str) -> str:
+    """The run folder where none is named."""
+    return f"runs/{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def make_folder(folder: Path) -> None:

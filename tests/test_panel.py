@@ -3,6 +3,7 @@
 import io
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +24,7 @@ def tiny_config(folder: Path) -> Config:
         env=EnvConfig(id="CartPole-v1", num_envs=3),
         model=ModelConfig(size="size1m", deter=16, hidden=8, units=8, stoch=4, classes=4, blocks=2),
         replay=ReplayConfig(batch_size=3, batch_length=6),
-        run=RunConfig(dir=str(folder), steps=600, train_ratio=8, device="cpu", log_every=0.1, eval_episodes=2),
+        run=RunConfig(dir=str(folder), steps=200, train_ratio=8, device="cpu", log_every=0.1, eval_episodes=2),
     )
 
 
@@ -45,7 +46,8 @@ def lines(panel: LivePanel, now: float, width: int) -> list[str]:
 
 @pytest.mark.parametrize("width", [80, 160])
 def test_it_shows_the_numbers_of_the_run(tmp_path: Path, width: int) -> None:
-    training = make_training(tiny_config(tmp_path))
+    config = tiny_config(tmp_path)
+    training = make_training(replace(config, run=replace(config.run, steps=600)))
     panel = LivePanel(training, terminal(width))  # type: ignore[arg-type]  # what it reads of one
     panel.drawing(0.0)
     for score in (1.0, 8.0, 4.5):
@@ -95,7 +97,7 @@ def test_it_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("fastdreamer.panel.SECONDS", 0.1)
     assert run(tiny_config(tmp_path / "shown"), resume=False, started=0.0) == 0
     drawn = console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
-    assert "filling the replay" in drawn and "CartPole-v1, training" in drawn and "of 600" in drawn
+    assert "filling the replay" in drawn and "CartPole-v1, training" in drawn and "of 200" in drawn
     models = [
         sorted((tmp_path / name / "checkpoints").iterdir())[-1] / "model.safetensors" for name in ("plain", "shown")
     ]
