@@ -1,6 +1,6 @@
 """The ops of fastdreamer: one folder each, holding its contract and its reference in plain PyTorch."""
 
-from fastdreamer_kernels._dispatch import report
+from fastdreamer_kernels._dispatch import forced, report
 from fastdreamer_kernels.block_gru import block_gru
 from fastdreamer_kernels.imagine_sequence import imagine_sequence
 from fastdreamer_kernels.lambda_return import lambda_return
@@ -16,6 +16,7 @@ from fastdreamer_kernels.unimix_sample import unimix_sample
 
 __all__ = [
     "block_gru",
+    "forced",
     "imagine_sequence",
     "lambda_return",
     "laprop_agc",

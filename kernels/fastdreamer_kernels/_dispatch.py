@@ -12,7 +12,8 @@ backward; so they compile and can be captured.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, Literal, NamedTuple
 
@@ -125,6 +126,20 @@ def _can_run(backend: Backend, device: str, dtype: torch.dtype) -> bool:
             return device in GPU or (device == "cpu" and INTERPRETED)
         case "reference":
             return True
+
+
+@contextmanager
+def forced(backend: Backend) -> Iterator[None]:
+    """`FASTDREAMER_KERNELS` as a block of code: the reference is plain PyTorch, which exporters can follow."""
+    before = os.environ.get("FASTDREAMER_KERNELS")
+    os.environ["FASTDREAMER_KERNELS"] = backend
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["FASTDREAMER_KERNELS"]
+        else:
+            os.environ["FASTDREAMER_KERNELS"] = before
 
 
 def check_dtypes(op: str, **tensors: tuple[torch.Tensor, torch.dtype]) -> None:

@@ -1,0 +1,102 @@
+"""The exported policy is the policy: a thousand recurrent steps with resets, for classes, bounded values and images."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from test_trained import saved_training
+
+from fastdreamer.agent import Agent
+from fastdreamer.config import LossConfig, ModelConfig
+from fastdreamer.export import (
+    STEPS,
+    Difference,
+    PolicyStep,
+    difference,
+    export,
+    main,
+    named_inputs,
+    output_names,
+    unflatten,
+)
+from fastdreamer.spaces import Space, Spaces
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+VECTOR, CLASSES = {"vector": Space("vector", (4,))}, {"action": Space("discrete", (), 3)}
+BOUNDED = {"action": Space("vector", (2,), low=(-2.0, 0.0), high=(2.0, 6.0))}
+CASES: dict[str, tuple[Spaces, Spaces]] = {
+    "bounded": ({**VECTOR, "room": Space("discrete", (), 5)}, BOUNDED),
+    "image": ({"image": Space("image", (48, 48, 3))}, CLASSES | {"jump": BOUNDED["action"]}),
+}
+
+
+def random_agent(obs: Spaces, act: Spaces) -> Agent:
+    """With every parameter drawn: no output is left at zero."""
+    model = ModelConfig(size="size1m", deter=16, hidden=8, units=8, stoch=4, classes=4, blocks=2, depth=2)
+    agent = Agent(obs, act, model, LossConfig(), torch.float32)
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in agent.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=rng))
+    return agent.requires_grad_(False)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_thousand_steps_are_the_same(tmp_path: Path, case: str) -> None:
+    agent = random_agent(*CASES[case])
+    policies = export(agent, tmp_path)
+    assert list(policies) == ["policy.onnx", "policy.pt2"]
+    for name, policy in policies.items():
+        found = difference(agent, policy)
+        print(name, found)
+        assert found.action <= 1e-5 and found.classes == 0, name
+    session = onnxruntime.InferenceSession(tmp_path / "policy.onnx")
+    assert {each.name: tuple(each.shape) for each in session.get_inputs()} == {
+        name: shape for name, (shape, _) in named_inputs(agent).items()
+    }
+
+
+def test_the_comparison_sees_a_policy_that_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastdreamer.export.STEPS", 100)
+    agents = [random_agent(VECTOR, CLASSES | BOUNDED | {"turn": BOUNDED["action"]}) for _ in range(2)]
+    with torch.no_grad():
+        agents[1].behavior.pol.head["turn"]["mean"].bias.add_(1e-3)
+
+    def policy_of(agent: Agent):
+        step, outputs = PolicyStep(agent), output_names(agent)
+
+        def act(feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            results = step(*unflatten(agent, {name: torch.from_numpy(value) for name, value in feed.items()}))
+            return {name: value.numpy() for name, value in zip(outputs, results, strict=True)}
+
+        return act
+
+    assert difference(agents[0], policy_of(agents[0])) == Difference(0.0, 0)
+    assert difference(agents[0], policy_of(agents[1])).action > 1e-4
+
+
+def test_the_command_and_the_loop_of_the_readme(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved_training(tmp_path / "run", "CartPole-v1")
+    assert main([str(tmp_path / "run"), "--out", str(tmp_path / "policy")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[1] for line in lines] == [
+        f"{STEPS} steps, actions differ by at most 0.0e+00, classes 0 times"
+    ] * 2
+    (program,) = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "onnxruntime" in code]
+    program += "import sys; print('torch' in sys.modules, 'fastdreamer' in sys.modules)"
+    words = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert 1 <= float(words[0]) <= 500 and words[1:] == ["False", "False"]
+
+
+def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([str(tmp_path / "no")])
+    message = f"fastdreamer: error: {tmp_path / 'no' / 'config.json'}: cannot be read: No such file or directory\n"
+    assert end.value.code == 2 and capsys.readouterr().err == message
