@@ -17,7 +17,7 @@ from fastdreamer_kernels import report
 
 GIB = 1 << 30
 NEEDED = ("numpy", "gymnasium", "envpool", "triton", "safetensors", "rich")
-OPTIONAL = {"plotly": "the report"}
+OPTIONAL = {"plotly": "report and dream", "av": "dream", "onnxruntime": "export"}
 
 
 def main(argv: list[str]) -> int:

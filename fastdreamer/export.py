@@ -11,6 +11,7 @@ the same functions; the command plays a thousand steps with each beside it and s
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,8 +105,8 @@ def export(agent: Agent, folder: Path) -> dict[str, Policy]:
         torch.onnx.export(
             program, example, folder / "policy.onnx", dynamo=True, input_names=inputs, output_names=outputs
         )
+        module = torch.export.load(folder / "policy.pt2").module()
     session = onnxruntime.InferenceSession(folder / "policy.onnx", providers=["CPUExecutionProvider"])
-    module = torch.export.load(folder / "policy.pt2").module()
 
     def run_onnx(feed: Arrays) -> Arrays:
         return dict(zip(outputs, session.run(outputs, feed), strict=True))
@@ -202,11 +203,11 @@ def _random(space: Space, rng: np.random.Generator) -> NDArray[np.generic]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's words about packages that it does not need."""
+    """Without the exporter's words about its progress, its own insides and packages that it does not need."""
     logging.disable(logging.WARNING)
     stdout = sys.stdout
     try:
-        with open(os.devnull, "w") as sys.stdout:
+        with open(os.devnull, "w") as sys.stdout, warnings.catch_warnings(action="ignore"):
             yield
     finally:
         sys.stdout = stdout

@@ -1,15 +1,17 @@
 """The recurrent state-space model: deterministic state, discrete latents, prior and posterior. Source: SPEC 2.3."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdreamer.batch import State
 from fastdreamer.config import Dims
 from fastdreamer.nets import BlockLinear, Linear, Norm, kernel_weights, layer_weights
-from fastdreamer_kernels import imagine_sequence, mlp, observe_sequence
+from fastdreamer_kernels import imagine_sequence, mlp, observe_sequence, rssm_core
 from fastdreamer_kernels.mlp import Kept
 from fastdreamer_kernels.policy import ActionKey, Policy
 from fastdreamer_kernels.rssm_core import Core, Head
+from fastdreamer_kernels.unimix_sample.reference import draw
 
 PRIOR_LAYERS, POSTERIOR_LAYERS = 2, 1
 
@@ -90,3 +92,21 @@ class RSSM(nn.Module):
             *start, uniform, action_noise, self.unimix, actor_unimix,
         )  # fmt: skip
         return State(deter, stoch), action, kept
+
+    @torch.no_grad()
+    def follow(self, start: State, action: Tensor, uniform: Tensor) -> State:
+        """H steps from N states under given flat actions (N, H, A), without observations: states (N, H, ...).
+
+        uniform (N, H, S) in [0, 1). To look at, not to learn from: plain PyTorch, one step after the other.
+        """
+        core, dtype = self.core(start.deter.dtype), start.deter.dtype
+        own, shared = rssm_core.split_hidden(core)
+        deter, stoch, states = start.deter, start.stoch, []
+        for h in range(action.shape[1]):
+            onehot = F.one_hot(stoch.long(), self.dims.classes).to(dtype).flatten(1)
+            embedded = rssm_core.embed_action(action[:, h].to(dtype), core.action)
+            deter = rssm_core.step(core, own, shared, deter, onehot, embedded)
+            stoch, _ = draw(self.prior(deter), uniform[:, h], self.unimix)
+            states.append((deter, stoch))
+        deters, stochs = (torch.stack(column, 1) for column in zip(*states, strict=True))
+        return State(deters, stochs)

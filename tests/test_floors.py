@@ -21,7 +21,7 @@ FLOORS = (
     "steps",
     "learner",
     "trained",
-    "evaluate watchdog preflight loop guard panel run train check_env report doctor library export",
+    "evaluate watchdog preflight loop guard panel run train check_env report doctor library export dream",
     "__init__",
 )
 MODELS = ("nets", "dists", "heads", "rssm", "world_model", "behavior", "agent")
