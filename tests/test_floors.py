@@ -21,7 +21,7 @@ FLOORS = (
     "steps",
     "learner",
     "trained",
-    "evaluate watchdog preflight loop guard panel run train check_env report doctor library export dream",
+    "evaluate watchdog preflight loop guard panel run train check_env report doctor library export dream ablate",
     "__init__",
 )
 MODELS = ("nets", "dists", "heads", "rssm", "world_model", "behavior", "agent")
