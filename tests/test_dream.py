@@ -57,6 +57,16 @@ def test_a_dream_begins_where_the_observed_states_end(monkeypatch: pytest.Monkey
     }  # fmt: skip
 
 
+def test_following_actions_is_one_step_after_the_other() -> None:
+    agent, rng = random_agent(OBS, ACT), torch.Generator().manual_seed(1)
+    start = agent.world.dyn.initial(2, torch.float32, torch.device("cpu"))
+    action, uniform = torch.randn(2, 6, 5, generator=rng), torch.rand(2, 6, 4, generator=rng)
+    whole = agent.world.dyn.follow(start, action, uniform)
+    rest = agent.world.dyn.follow(State(whole.deter[:, 2], whole.stoch[:, 2]), action[:, 3:], uniform[:, 3:])
+    assert torch.equal(whole.deter[:, 3:], rest.deter) and torch.equal(whole.stoch[:, 3:], rest.stoch)
+    assert len(whole.stoch.unique()) > 1
+
+
 def test_what_the_decoder_says_is_shown_in_units_of_the_observation() -> None:
     agent = random_agent(OBS, ACT)
     states = State(torch.randn(1, 2, 16), torch.randint(4, (1, 2, 4), dtype=torch.int32))

@@ -11,10 +11,13 @@ import pytest
 import torch
 from test_trained import saved_training
 
+from fastdreamer import export as export_module
+from fastdreamer import trained
 from fastdreamer.agent import Agent
 from fastdreamer.config import LossConfig, ModelConfig
 from fastdreamer.export import (
     STEPS,
+    Arrays,
     Difference,
     PolicyStep,
     difference,
@@ -59,6 +62,28 @@ def test_a_thousand_steps_are_the_same(tmp_path: Path, case: str) -> None:
     assert {each.name: tuple(each.shape) for each in session.get_inputs()} == {
         name: shape for name, (shape, _) in named_inputs(agent).items()
     }
+
+
+def test_actions_are_those_of_a_loaded_agent() -> None:
+    """Raw samples beyond -1..1 are clipped, then mapped to the bounds."""
+    space, raw = BOUNDED["action"], np.array([[-3.0, 0.25], [0.5, 1.5]], np.float32)
+    ours = export_module._executed(space, torch.from_numpy(raw)).numpy()
+    np.testing.assert_allclose(ours, trained._executed(space, "action", raw), rtol=1e-6)
+    np.testing.assert_allclose(ours, [[-2.0, 3.75], [1.0, 6.0]], rtol=1e-6)
+
+
+def test_the_comparison_has_resets_and_sees_a_policy_that_forgets_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastdreamer.export.STEPS", 200)
+    agent, first = random_agent(VECTOR, BOUNDED), []
+    step, outputs = PolicyStep(agent), output_names(agent)
+
+    def forgetless(feed: Arrays) -> Arrays:
+        first.append(bool(feed["is_first"][0]))
+        tensors = {name: torch.from_numpy(value) for name, value in (feed | {"is_first": np.array([False])}).items()}
+        return {name: value.numpy() for name, value in zip(outputs, step(*unflatten(agent, tensors)), strict=True)}
+
+    assert difference(agent, forgetless).action > 1e-3
+    assert np.flatnonzero(first).tolist() == [0, 50, 100, 150]
 
 
 def test_the_comparison_sees_a_policy_that_is_another(monkeypatch: pytest.MonkeyPatch) -> None:

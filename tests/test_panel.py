@@ -76,6 +76,10 @@ def test_the_sparkline_holds_the_whole_run_in_means() -> None:
     line = history.sparkline()
     assert 0 < len(line) <= WIDTH
     assert list(line) == sorted(line) and line[0] == BARS[0] and line[-1] == BARS[-1]
+    halves = History()
+    for episode in range(6 * WIDTH):
+        halves.add(float(episode >= 5 * WIDTH))
+    assert halves.sparkline().count(BARS[-1]) == WIDTH // 4  # a mean of four episodes is one bar
     flat = History()
     flat.add(3.0)
     flat.add(3.0)

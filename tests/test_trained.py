@@ -14,6 +14,7 @@ import fastdreamer
 from fastdreamer import checkpoint
 from fastdreamer.agent import Agent
 from fastdreamer.config import Config, EnvConfig, ModelConfig, ReplayConfig, RunConfig
+from fastdreamer.env import make_env
 from fastdreamer.evaluate import EVAL, evaluation_env, main
 from fastdreamer.loop import Training
 from fastdreamer.noise import Noise, Stream
@@ -198,3 +199,13 @@ def test_importing_the_package_does_not_import_torch() -> None:
     assert printed.split() == ["False", "load", "True"]
     with pytest.raises(AttributeError, match="has no attribute 'loads'"):
         fastdreamer.loads  # noqa: B018
+
+
+def test_an_evaluation_plays_with_seeds_beyond_those_of_the_training(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    with (
+        closing(evaluation_env(config, episodes=2, seed=5)) as played,
+        closing(make_env("CartPole-v1", num_envs=2, seed=5 + config.env.num_envs)) as expected,
+    ):
+        assert played.num_envs == 2
+        assert np.array_equal(played.recv().obs["vector"], expected.recv().obs["vector"])
