@@ -8,6 +8,7 @@ import csv
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -105,14 +106,15 @@ def _number(value: object) -> float:
 
 
 def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Label -> its runs, whose configs differ in seed and folder alone: the preset, and what sets them apart."""
+    """Label -> its runs, whose configs differ in seed and folder alone: the preset, and where most are otherwise."""
     keys = [_without_seed(run.config) for run in runs]
     tables = [{name: value for name, value in leaves(json.loads(key))} for key in keys]
-    names = {name for table in tables for name in table}
-    apart = sorted(name for name in names if len({repr(table.get(name)) for table in tables}) > 1 and name != "preset")
+    names = sorted({name for table in tables for name in table} - {"preset"})
+    usual = {name: Counter(repr(table.get(name)) for table in tables).most_common(1)[0][0] for name in names}
     groups: dict[str, list[Run]] = {}
     for run, table in zip(runs, tables, strict=True):
-        label = ", ".join([run.config.preset, *(f"{name} {table.get(name)}" for name in apart)])
+        apart = (f"{name} {table.get(name)}" for name in names if repr(table.get(name)) != usual[name])
+        label = ", ".join([run.config.preset, *apart])
         groups.setdefault(label, []).append(run)
     return groups
 

@@ -44,8 +44,8 @@ def test_the_page_has_the_numbers_of_its_runs(tmp_path: Path, capsys: pytest.Cap
     assert main([*map(str, runs), "--out", str(tmp_path / "page.html")]) == 0
     assert "3 runs" in capsys.readouterr().out
     data = page_data(tmp_path / "page.html")
-    assert list(data["groups"]) == ["cartpole, loss.horizon 15", "cartpole, loss.horizon 5"]
-    group = data["groups"]["cartpole, loss.horizon 15"]
+    assert list(data["groups"]) == ["cartpole", "cartpole, loss.horizon 5"]
+    group = data["groups"]["cartpole"]
     assert group["step"][0] == 5 and group["step"][-1] == 1000
     first, second = group["metrics"]["loss/dyn"]
     at = group["step"].index(500)
