@@ -2,10 +2,12 @@
 
 One episode is played. The model observes it all: the reconstruction. From every SEGMENT steps on it observes CONTEXT
 steps only and then dreams on under the actions that were taken: the open loop. Images become dream.mp4, with truth,
-reconstruction, open loop and its error side by side; numbers become dream.html, with reward and continue.
+reconstruction, open loop and its error side by side; numbers become dream.html, with reward and continue. What the
+environment draws of the episode is episode-0.mp4.
 """
 
 import sys
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -20,18 +22,17 @@ from fastdreamer.agent import Agent
 from fastdreamer.batch import State
 from fastdreamer.cli import Parser, fail
 from fastdreamer.env import Env, Step
-from fastdreamer.evaluate import EVAL, evaluation_env
+from fastdreamer.evaluate import EVAL, evaluation_camera
 from fastdreamer.nets import concat_vectors
 from fastdreamer.noise import Noise, Stream
 from fastdreamer.spaces import Space
 from fastdreamer.steps import ActStep
 from fastdreamer.trained import load
+from fastdreamer.video import Film, Video, colours
 
 SEGMENT, CONTEXT = 50, 5
 SCALE, GAP = 4, 4
 """Pixels of the video per pixel of an image, and between two images."""
-RATE = 15
-"""Pictures per second."""
 
 Array = NDArray[np.generic]
 
@@ -68,11 +69,12 @@ def main(argv: list[str]) -> int:
         agent, config = trained.agent, trained.config
         if not config.loss.decoder:
             raise ValueError(f"{words.run}: loss.decoder is 0: this run has no decoder to dream with")
-        with closing(evaluation_env(config, 1, words.seed)) as env:
-            truth = record(agent, env, words.steps, words.seed)
-        seen, dreamed = reconstruct(agent, truth, words.seed)
         words.out.mkdir(parents=True, exist_ok=True)
-        written = write(words.out, agent, truth, seen, dreamed)
+        camera = evaluation_camera(config, 1, words.seed)
+        with closing(camera.env) as env, closing(Film(camera, words.out)) as film:
+            truth = record(agent, env, words.steps, words.seed, lambda step: film.add(step, [0]))
+        seen, dreamed = reconstruct(agent, truth, words.seed)
+        written = [*film.paths, *write(words.out, agent, truth, seen, dreamed)]
     except ValueError as error:
         fail(error)
     except ModuleNotFoundError as error:
@@ -85,8 +87,10 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def record(agent: Agent, env: Env, steps: int, seed: int) -> Recorded:
-    """An episode of the sampling policy, or its first steps."""
+def record(
+    agent: Agent, env: Env, steps: int, seed: int, watch: Callable[[Step], None] = lambda step: None
+) -> Recorded:
+    """An episode of the sampling policy, or its first steps; `watch` is given each record."""
     act = ActStep(agent, env.num_envs, seed, EVAL)
     seen: list[Step] = []
     prev = [{key: value[0].numpy() for key, value in agent.initial(1).action.items()}]
@@ -95,6 +99,7 @@ def record(agent: Agent, env: Env, steps: int, seed: int) -> Recorded:
         if seen and step.is_first[0]:  # it was cut
             break
         seen.append(step)
+        watch(step)
         if step.is_last[0]:
             break
         action = act(step)
@@ -165,10 +170,9 @@ def write(folder: Path, agent: Agent, truth: Recorded, seen: Seen, dreamed: Seen
 def pictures(truth: Array, seen: Array, dreamed: Array) -> NDArray[np.uint8]:
     """(T, height, width, 3): truth, reconstruction, open loop, its error; a green bar where the open loop observes."""
     error = np.abs(dreamed.astype(np.int16) - truth.astype(np.int16)).astype(np.uint8)
-    columns = [_colours(part).repeat(SCALE, 1).repeat(SCALE, 2) for part in (truth, seen, dreamed, error)]
+    columns = [colours(part).repeat(SCALE, 1).repeat(SCALE, 2) for part in (truth, seen, dreamed, error)]
     length, height, width, _ = columns[0].shape
-    # video wants even sides
-    picture = np.zeros((length, -(-(height + 2 * GAP) // 2) * 2, -(-(4 * width + 5 * GAP) // 2) * 2, 3), np.uint8)
+    picture = np.zeros((length, height + 2 * GAP, 4 * width + 5 * GAP, 3), np.uint8)
     for at, column in enumerate(columns):
         left = GAP + at * (width + GAP)
         picture[:, GAP : GAP + height, left : left + width] = column
@@ -178,21 +182,11 @@ def pictures(truth: Array, seen: Array, dreamed: Array) -> NDArray[np.uint8]:
     return picture
 
 
-def _colours(images: Array) -> Array:
-    """The last three channels, or the last one thrice."""
-    return images[..., -3:] if images.shape[-1] >= 3 else images[..., -1:].repeat(3, -1)
-
-
-def write_video(path: Path, frames: NDArray[np.uint8]) -> None:
-    """H.264 of (T, height, width, 3)."""
-    import av
-
-    with av.open(path, "w") as container:
-        stream = container.add_stream("libx264", rate=RATE, options={"crf": "18"})
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+def write_video(path: Path, frames: Iterable[NDArray[np.uint8]]) -> None:
+    """Of pictures (height, width, 3)."""
+    with closing(Video(path)) as video:
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
+            video.add(frame)
 
 
 def page(agent: Agent, truth: Recorded, seen: Seen, dreamed: Seen) -> str:

@@ -81,7 +81,14 @@ class Checked:
         """(H, W, 3); EnvError unless env.options.render_mode is rgb_array."""
         if self._env.render_mode != "rgb_array":
             raise EnvError("cannot render: env.options.render_mode must be rgb_array")
-        return np.asarray(self._env.render())
+        try:
+            picture: object = self._env.render()
+        except (gymnasium.error.Error, NotImplementedError) as error:  # a package that is missing is one of these
+            raise EnvError(f"cannot render: {one_line(error)}") from error
+        if not isinstance(picture, np.ndarray) or picture.shape[2:] != (3,) or picture.dtype != np.uint8:
+            kind = f"{picture.dtype} {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
+            raise EnvError(f"cannot render: render() must return uint8 (height, width, 3), got {kind}")
+        return picture
 
     def close(self) -> None:
         self._env.close()

@@ -3,17 +3,18 @@
 import json
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
+from fake_envs import Clock
 from test_export import random_agent
 from test_trained import saved_training, tiny_config
+from test_video import read_video
 
 from fastdreamer import dream
 from fastdreamer.batch import State
 from fastdreamer.dream import CONTEXT, GAP, SCALE, SEGMENT, Recorded, main, pictures, reconstruct, record, write_video
-from fastdreamer.evaluate import evaluation_env
+from fastdreamer.evaluate import evaluation_camera, evaluation_env
 from fastdreamer.spaces import Space, Spaces
 from fastdreamer.trained import load
 
@@ -85,8 +86,7 @@ def test_the_pictures_are_those_of_the_episode(tmp_path: Path) -> None:
     truth = np.broadcast_to(4 * np.arange(length, dtype=np.uint8)[:, None, None, None], (length, side, side, 3))
     seen, dreamed = np.full_like(truth, 100), truth // 2
     write_video(tmp_path / "dream.mp4", pictures(truth, seen, dreamed))
-    with av.open(tmp_path / "dream.mp4") as container:
-        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]).astype(int)
+    frames = read_video(tmp_path / "dream.mp4")
     width = side * SCALE
     assert frames.shape == (length, width + 2 * GAP, 4 * width + 5 * GAP, 3)
     for column, expected in enumerate((truth, seen, dreamed, truth - dreamed)):
@@ -113,6 +113,30 @@ def test_an_episode_is_recorded_as_it_is_played(tmp_path: Path) -> None:
     assert truth.reward[1:].tolist() == [1.0] * (len(truth.reward) - 1)
     assert truth.cont.tolist() == [1.0] * (len(truth.reward) - 1) + [0.0]  # the pole fell long before 500 steps
     again.close()
+
+
+def test_a_known_episode_is_aligned_with_its_dream(tmp_path: Path) -> None:
+    """Picture t shows step t and the action before it: in the record, in the video of the episode and of the dream."""
+    saved_training(tmp_path / "run", "fake_envs:Clock")
+    trained = load(tmp_path / "run")
+    camera = evaluation_camera(trained.config, 1, 0)
+    truth = record(trained.agent, camera.env, 200, 0)
+    camera.env.close()
+    steps, taken = np.arange(Clock.LENGTH + 1), 200 * truth.prev_action["action"]
+    np.testing.assert_array_equal(truth.obs["image"][:, 0, -1, 0], 10 * steps)
+    np.testing.assert_array_equal(truth.obs["image"][:, 0, 0, 0], taken)
+    np.testing.assert_array_equal(truth.reward, steps)
+    assert 0 < taken[1:].mean() < 200  # both actions
+    assert main([str(tmp_path / "run"), "--out", str(tmp_path / "dream")]) == 0
+    width = 48 * SCALE
+    for name, left, top in (("episode-0", 0, 0), ("dream", GAP, GAP)):
+        pictures = read_video(tmp_path / "dream" / f"{name}.mp4")
+        assert len(pictures) == len(steps)
+        halves = [
+            pictures[:, top + 8 : top + 180, left + at + 8 : left + at + width // 2 - 8].mean((1, 2, 3))
+            for at in (0, (240 if name == "episode-0" else width) // 2)
+        ]
+        assert np.abs(halves[0] - taken).max() < 4 and np.abs(halves[1] - 10 * steps).max() < 4, name
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     "config presets spaces batch noise cpu deterministic disk tables schedule metrics skips checkpoint profiling"
-    " episodes progress streams cli",
-    "nets dists optim heads env env_* replay replay_* saving",
+    " episodes progress streams cli machine stop filming trackers",
+    "nets dists optim heads env env_* video replay replay_* saving",
     "rssm",
     "world_model behavior",
     "agent",
