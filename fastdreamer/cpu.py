@@ -50,6 +50,11 @@ def pick_matmul(vendor: str) -> Library:
 
 def cpu_vendor() -> str:
     """AuthenticAMD, GenuineIntel and so on; empty where Linux does not say."""
+    return cpu_info("vendor_id")
+
+
+def cpu_info(name: str) -> str:
+    """What Linux says of the first core, such as its `model name`; empty where it does not."""
     path = Path("/proc/cpuinfo")
-    found = re.search(r"^vendor_id\s*:\s*(\S+)", path.read_text(), re.MULTILINE) if path.exists() else None
+    found = re.search(rf"^{name}\s*:\s*(\S.*)$", path.read_text(), re.MULTILINE) if path.exists() else None
     return found[1] if found else ""

@@ -1,7 +1,5 @@
 """`python -m fastdreamer.doctor`: what this machine has for a run, and what to try first."""
 
-import importlib.metadata
-import os
 import platform
 import shutil
 import sys
@@ -12,12 +10,18 @@ import torch
 from fastdreamer import __version__
 from fastdreamer.cli import Parser, fail
 from fastdreamer.cpu import cpu_vendor, pick_matmul
+from fastdreamer.machine import GIB, cpu, gpu, installed
 from fastdreamer.replay_storage import available_memory
 from fastdreamer_kernels import report
 
-GIB = 1 << 30
 NEEDED = ("numpy", "gymnasium", "envpool", "triton", "safetensors", "rich")
-OPTIONAL = {"plotly": "report and dream", "av": "dream", "onnxruntime": "export"}
+OPTIONAL = {
+    "plotly": "report and dream",
+    "av": "videos",
+    "onnxruntime": "export",
+    "tensorboard": "run.tracker tensorboard",
+    "wandb": "run.tracker wandb",
+}
 
 
 def main(argv: list[str]) -> int:
@@ -36,33 +40,17 @@ def diagnosis() -> list[str]:
     device, dtype = (torch.device("cuda"), torch.bfloat16) if cuda else (torch.device("cpu"), torch.float32)
     matmul = "" if cuda else f"; {pick_matmul(cpu_vendor())} for torch's matmuls"
     place = Path("runs") if Path("runs").is_dir() else Path()
-    absent = [f"{name} (for {use})" for name, use in OPTIONAL.items() if _version(name) is None]
+    absent = [f"{name} (for {use})" for name, use in OPTIONAL.items() if installed(name) is None]
     return [
         f"fastdreamer {__version__}, Python {platform.python_version()}, torch {torch.__version__}",
-        f"device: {_device()}",
+        f"gpu: {gpu()}; cpu: {cpu()}",
         f"{report(device, dtype)}{matmul}",
         f"memory: {available_memory() / GIB:.1f} GiB free; disk: {shutil.disk_usage(place).free / GIB:.0f} GiB free"
         f" in {place.absolute()}",
-        "packages: " + ", ".join(f"{name} {_version(name) or 'absent'}" for name in NEEDED),
+        "packages: " + ", ".join(f"{name} {installed(name) or 'absent'}" for name in NEEDED),
         f"not installed: {', '.join(absent)}" if absent else "everything optional is installed",
         f"try: python -m fastdreamer.train {'dmc_proprio' if cuda else 'cartpole'}",
     ]
-
-
-def _device() -> str:
-    if torch.cuda.is_available():
-        return (
-            f"{torch.cuda.get_device_name()}, {torch.cuda.mem_get_info()[1] / GIB:.0f} GiB, CUDA {torch.version.cuda}"
-        )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"no GPU that torch sees; {cores} CPU cores, {torch.backends.cpu.get_cpu_capability()}"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":
