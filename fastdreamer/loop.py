@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from fastdreamer import checkpoint
-from fastdreamer.config import Config
+from fastdreamer.config import Config, ModelConfig
 from fastdreamer.cpu import cpu_vendor, keep_memory, pick_matmul
 from fastdreamer.env import EnvState, Step, make_env
 from fastdreamer.episodes import EpisodeTracker
@@ -16,9 +16,22 @@ from fastdreamer.profiling import range_
 from fastdreamer.progress import Progress
 from fastdreamer.saving import Saving
 from fastdreamer.schedule import TrainRatio
+from fastdreamer.spaces import Spaces
 from fastdreamer_kernels import report
 
 logger = logging.getLogger(__name__)
+
+
+def spaces_in_words(spaces: tuple[Spaces, Spaces], model: ModelConfig) -> list[str]:
+    """What was found in the environment, and which part of the agent each of it has, and why."""
+    obs, act = spaces
+    encoders = {"image": "convolutions", "vector": "an MLP", "discrete": "an MLP, as one-hot"}
+    mix = f", {model.actor_unimix:.0%} of it uniform" if model.actor_unimix else ""
+    heads = {"image": "none", "vector": "a bounded normal, for it is continuous", "discrete": f"a categorical{mix}"}
+    return [
+        f"{name}: " + "; ".join(f"{key}, {space.in_words()}: {parts[space.kind]}" for key, space in table.items())
+        for name, table, parts in (("observations", obs, encoders), ("actions", act, heads))
+    ]
 
 
 class Training:
@@ -53,6 +66,8 @@ class Training:
             "%s: %d x %s, %s with %s parameters, %s on %s", config.preset, config.env.num_envs, config.env.id,
             config.model.size, f"{parameters:,}", dtype, device,
         )  # fmt: skip
+        for line in spaces_in_words(self.learner.spaces, config.model):
+            logger.info("%s", line)
         logger.info("%s%s", report(device, dtype), matmul)
         logger.info("%s; schedule %s", self.learner.replay.placement.reason, self.learner.schedule)
 

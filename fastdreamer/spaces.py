@@ -49,6 +49,18 @@ class Space:
         """How many floats the flattened value needs: a discrete element is one-hot."""
         return self.elements * self.classes if self.kind == "discrete" else self.elements
 
+    def in_words(self) -> str:
+        """Such as `64 x 64 x 3 pixels`, `4 numbers` or `one of 2`, for a user."""
+        match self.kind:
+            case "image":
+                return f"{' x '.join(map(str, self.shape))} pixels"
+            case "vector":
+                return "a number" if self.elements == 1 else f"{self.elements} numbers"
+            case "discrete":
+                return (
+                    f"one of {self.classes}" if self.elements == 1 else f"{self.elements} times one of {self.classes}"
+                )
+
 
 Spaces = dict[str, Space]
 

@@ -20,9 +20,10 @@ from fastdreamer.env import EnvError
 from fastdreamer.env_backend import Raw
 from fastdreamer.env_envpool import EnvPoolBackend
 from fastdreamer.evaluate import evaluate, evaluation_env
-from fastdreamer.loop import Training
+from fastdreamer.loop import Training, spaces_in_words
 from fastdreamer.metrics import read_jsonl
 from fastdreamer.run import make_folder, run
+from fastdreamer.spaces import Space
 from fastdreamer.streams import InlineQueue
 from fastdreamer.train import main
 
@@ -46,7 +47,7 @@ def tiny_config(folder: Path, steps: int = STEPS, seed: int = 0) -> Config:
         optim=OptimConfig(lr=1e-3, warmup=2),
         replay=ReplayConfig(batch_size=4, batch_length=8),
         run=RunConfig(
-            dir=str(folder), steps=steps, seed=seed, train_ratio=8, device="cpu", eval_episodes=3, log_every=0
+            dir=str(folder), steps=steps, seed=seed, train_ratio=8, device="cpu", eval_episodes=3, log_every=0, videos=0
         ),
     )
 
@@ -306,3 +307,14 @@ def test_a_run_folder_without_a_checkpoint_cannot_be_resumed(
         main(["--resume", str(tmp_path)])
     assert caught.value.code == 2
     assert f"{tmp_path}: no checkpoint in" in capsys.readouterr().err
+
+
+def test_a_user_is_told_what_the_agent_makes_of_the_spaces() -> None:
+    obs = {"eye": Space("image", (64, 64, 3)), "speed": Space("vector"), "room": Space("discrete", (2,), 5)}
+    act = {"turn": Space("vector", (3,), low=(-1.0,) * 3, high=(1.0,) * 3), "jump": Space("discrete", (), 2)}
+    assert spaces_in_words((obs, act), ModelConfig(actor_unimix=0.01)) == [
+        "observations: eye, 64 x 64 x 3 pixels: convolutions; speed, a number: an MLP;"
+        " room, 2 times one of 5: an MLP, as one-hot",
+        "actions: turn, 3 numbers: a bounded normal, for it is continuous;"
+        " jump, one of 2: a categorical, 1% of it uniform",
+    ]
