@@ -72,7 +72,13 @@ def planned(preset: str, seeds: int, steps: int, out: Path) -> Iterator[Job]:
         for variant, flags in VARIANTS.items():
             if variant == "baseline" or parse([preset, *flags]).config != base:
                 folder = out / f"{preset}-{variant.replace(' ', '-')}-{seed}"
-                common = (f"--run.seed={seed}", f"--run.steps={steps}", f"--run.dir={folder}", "--run.solved=none")
+                common = (
+                    f"--run.seed={seed}",
+                    f"--run.steps={steps}",
+                    f"--run.dir={folder}",
+                    "--run.solved=none",
+                    "--run.videos=0",
+                )
                 yield Job(variant, folder, (*flags, *common))
 
 

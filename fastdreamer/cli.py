@@ -25,7 +25,7 @@ OPTIONS = "env.options"
 SHORT = {"--deterministic": "run.deterministic"}
 RESUMABLE = (
     "env.timeout", "run.steps", "run.device", "run.deterministic", "run.threads", "run.log_every", "run.save_every",
-    "run.eval_episodes", "run.eval_every", "run.solved",
+    "run.eval_episodes", "run.eval_every", "run.videos", "run.tracker", "run.solved",
 )  # fmt: skip
 """What may change when a run goes on."""
 

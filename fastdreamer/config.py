@@ -202,6 +202,10 @@ class RunConfig:
     """Episodes of an evaluation."""
     eval_every: int = 0
     """Agent steps between two evaluations; 0 evaluates only at the end."""
+    videos: int = 3
+    """Evaluations after which an episode and a dream are filmed, the newest that are kept; 0 films none."""
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    """What else gets the metrics; its package must be installed."""
     solved: float | None = None
     """Mean return of the last 20 training episodes at which the run is done before run.steps; none goes on."""
 
@@ -214,6 +218,7 @@ class RunConfig:
             _check(0 <= getattr(self, name) < math.inf, f"run.{name}", "at least 0 seconds", getattr(self, name))
         _check(self.eval_episodes >= 0, "run.eval_episodes", "at least 0 episodes", self.eval_episodes)
         _check(self.eval_every >= 0, "run.eval_every", "at least 0 agent steps", self.eval_every)
+        _check(0 <= self.videos <= 1000, "run.videos", "in 0..1000 evaluations", self.videos)
         for name in ("steps", "eval_episodes", "eval_every"):
             _check(getattr(self, name) <= LARGEST_COUNT, f"run.{name}", f"at most {LARGEST_COUNT}", getattr(self, name))
         _check(self.solved is None or math.isfinite(self.solved), "run.solved", "finite", self.solved)

@@ -11,7 +11,8 @@ from typing import Any
 import gymnasium
 
 from fastdreamer.presets import PRESETS
-from fastdreamer.run import STOPPING, default_folder, run
+from fastdreamer.run import default_folder, run
+from fastdreamer.stop import STOPPING
 from fastdreamer.trained import TrainedAgent, load
 
 Factory = Callable[[], gymnasium.Env[Any, Any]]

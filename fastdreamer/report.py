@@ -4,8 +4,10 @@ The page needs no network and no server. Runs that differ in their seed alone ar
 for which the official code's curve is known show it too. The same numbers stand in a CSV file beside the page.
 """
 
+import base64
 import csv
 import json
+import os
 import re
 import sys
 from collections import Counter
@@ -13,12 +15,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastdreamer.cli import Parser, fail, leaves
 from fastdreamer.config import Config
+from fastdreamer.filming import kept_folders
 from fastdreamer.metrics import Record, read_jsonl
 from fastdreamer.trained import read_config
 
@@ -30,18 +34,26 @@ SKIPPED = {"step", "frame", "elapsed", "update"}
 OFFICIAL = {"atari": "atari57", "atari100k": "atari100k", "dmc_vision": "dmc_vision", "procgen": "procgen"}
 """Preset -> benchmark of official_curves.csv. Their dmc_proprio is of the algorithm of 2023, and left out."""
 HERE = Path(__file__).parent
+EMBEDDED = 1_500_000
+"""Bytes of videos in a page, which makes them a third longer."""
 
 Values = NDArray[np.float64]
 
 
 class Run(NamedTuple):
-    """One run folder: metric -> (steps, values), each (n,), in the order they were written."""
+    """One run folder: metric -> (steps, values), each (n,), in the order they were written.
+
+    machines   what it was started on, and where it went on
+    films      of its videos folder, the newest first
+    """
 
     path: Path
     config: Config
     metrics: dict[str, tuple[Values, Values]]
     frames_per_step: float
     summary: dict[str, object] | None
+    machines: list[Record]
+    films: list[Path]
 
 
 def main(argv: list[str]) -> int:
@@ -56,7 +68,7 @@ def main(argv: list[str]) -> int:
         fail("the report needs the package plotly: pip install plotly")
     try:
         groups = grouped([read_run(path) for path in words.runs])
-        page = make_page(groups, plotly.offline.get_plotlyjs())
+        page = make_page(groups, plotly.offline.get_plotlyjs(), words.out.parent)
         table = words.out.with_suffix(".csv")
         words.out.write_text(page, encoding="utf-8")
         write_csv(table, groups)
@@ -73,6 +85,7 @@ def read_run(path: Path) -> Run:
     config, file = read_config(path), path / "metrics.jsonl"
     try:
         records = read_jsonl(file)
+        machines = read_jsonl(path / "machine.jsonl") if (path / "machine.jsonl").exists() else []
         text = (path / "summary.json").read_text() if (path / "summary.json").exists() else "null"
     except OSError as error:
         raise ValueError(f"{file}: cannot be read: {error.strerror}") from error
@@ -82,7 +95,9 @@ def read_run(path: Path) -> Run:
         raise ValueError(f"{path / 'summary.json'}: {error}") from error
     ratios = [_number(record.get("frame")) / _number(record.get("step")) for record in records if record.get("frame")]
     ratio = float(ratios[-1]) if ratios and np.isfinite(ratios[-1]) else 1.0
-    return Run(path, config, series(records), ratio, summary if isinstance(summary, dict) else None)
+    films = [file for folder in reversed(kept_folders(path / "videos")) for file in sorted(folder.iterdir())]
+    summary = summary if isinstance(summary, dict) else None
+    return Run(path, config, series(records), ratio, summary, machines, films)
 
 
 def series(records: Sequence[Record]) -> dict[str, tuple[Values, Values]]:
@@ -183,8 +198,30 @@ def task_of(id: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
-def make_page(groups: Mapping[str, Sequence[Run]], plotly: str) -> str:
-    """The page: the template with plotly and the data in it."""
+def shown_films(runs: Sequence[Run], folder: Path) -> dict[Path, list[dict[str, object]]]:
+    """Run -> its films, the newest first, as a page in `folder` shows them.
+
+    They are in the page as long as EMBEDDED bytes last, the newest of every run before others; the rest are played from
+    the run folders. A dream of numbers is a page of its own.
+    """
+    left, shown = EMBEDDED, dict[Path, str]()
+    for place in range(max((len(run.films) for run in runs), default=0)):
+        for path in (run.films[place] for run in runs if place < len(run.films)):
+            size = path.stat().st_size
+            if path.suffix == ".mp4" and size <= left:
+                left -= size
+                shown[path] = "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
+            else:
+                shown[path] = quote(os.path.relpath(path, folder))
+    return {
+        run.path: [{"step": path.parent.name, "name": path.name, "source": shown[path]} for path in run.films]
+        for run in runs
+    }
+
+
+def make_page(groups: Mapping[str, Sequence[Run]], plotly: str, folder: Path) -> str:
+    """The page for a folder: the template with plotly and the data in it."""
+    films = shown_films([run for runs in groups.values() for run in runs], folder)
     found = {label: curves(runs) for label, runs in groups.items()}
     official = {}
     for runs in groups.values():
@@ -198,6 +235,8 @@ def make_page(groups: Mapping[str, Sequence[Run]], plotly: str) -> str:
             "state": "done" if run.summary is not None else "not done",
             "config": run.config.to_json(),
             "summary": run.summary,
+            "machines": run.machines,
+            "films": films[run.path],
         }
         for label, runs in groups.items()
         for run in runs

@@ -4,13 +4,11 @@ import gc
 import json
 import logging
 import os
-import signal
 import sys
 import time
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 
 import torch
 
@@ -19,38 +17,23 @@ from fastdreamer.config import Config
 from fastdreamer.deterministic import make_deterministic
 from fastdreamer.env import Env
 from fastdreamer.evaluate import evaluate, evaluation_env
+from fastdreamer.filming import Filming
 from fastdreamer.guard import Guard
 from fastdreamer.learner import Reading
 from fastdreamer.loop import Training
-from fastdreamer.metrics import JsonlWriter, console_line
+from fastdreamer.machine import describe
+from fastdreamer.metrics import console_line
 from fastdreamer.panel import make_panel
 from fastdreamer.profiling import range_
 from fastdreamer.saving import Saving
 from fastdreamer.schedule import Every
+from fastdreamer.stop import Stop
+from fastdreamer.trackers import Records, require_tracker
 from fastdreamer.watchdog import LastWords, Watchdog
 
 logger = logging.getLogger(__name__)
 
-STOPPING = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
 GO_ON = "go on with: python -m fastdreamer.train --resume"
-
-
-class Stop:
-    """Set by the first Ctrl-C, SIGTERM or SIGUSR1: the run saves and ends. The second one ends it at once."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        for number in STOPPING:
-            signal.signal(number, self._receive)
-
-    def requested(self) -> bool:
-        """Whether one came."""
-        return self.signal is not None
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        for each in STOPPING:
-            signal.signal(each, signal.SIG_DFL)
 
 
 def run(config: Config, resume: bool, started: float) -> int:
@@ -65,6 +48,7 @@ def run(config: Config, resume: bool, started: float) -> int:
     folder = Path(config.run.dir or default_folder(config.preset))
     if not resume and folder.exists():
         raise ValueError(f"run.dir {folder} exists already; go on with --resume {folder}, or choose another")
+    require_tracker(config)
     resumed = checkpoint.latest(folder) if resume else None
     training = Training(config, resumed)
     gc.freeze()  # what was made so far stays until the end: searching it for garbage took 4 % of small updates
@@ -76,12 +60,14 @@ def run(config: Config, resume: bool, started: float) -> int:
             make_folder(folder)
         config = replace(config, run=replace(config.run, dir=str(folder)))
         (folder / "config.json").write_text(json.dumps(config.to_json(), indent=2) + "\n")
-        with JsonlWriter(folder / "metrics.jsonl", training.env_steps if resume else None) as writer:
+        note_machine(folder, training.env_steps)
+        with Records(folder, config, training.env_steps if resume else None) as records:
             stop = Stop()
-            job = Run(training, folder, writer, stop, started)
-            job.train()
-            if not stop.requested():
-                job.finish()
+            job = Run(training, folder, records, stop, started)
+            with closing(job.filming):
+                job.train()
+                if not stop.requested():
+                    job.finish()
         if stop.signal is None:
             return 0
         if training.done:
@@ -106,20 +92,28 @@ def make_folder(folder: Path) -> None:
         raise ValueError(f"run.dir {folder} cannot be made: {error.strerror}") from error
 
 
+def note_machine(folder: Path, env_steps: int) -> None:
+    """One line in machine.jsonl per start of a run: from which step on it has been made by what."""
+    with (folder / "machine.jsonl").open("a") as file:
+        file.write(json.dumps({"step": env_steps, **describe()}) + "\n")
+
+
 class Run:
     """A training and the folder that it writes."""
 
-    def __init__(self, training: Training, folder: Path, writer: JsonlWriter, stop: Stop, started: float) -> None:
-        self.training, self.folder, self.writer, self.stop, self.started = training, folder, writer, stop, started
+    def __init__(self, training: Training, folder: Path, records: Records, stop: Stop, started: float) -> None:
+        self.training, self.folder, self.records, self.stop, self.started = training, folder, records, stop, started
         self.words = LastWords(f"it ended without a word; {GO_ON} {folder}")
         self.mark = self._read_mark()
         self.reading: Reading | None = None
         self.guard = Guard(training, folder)
         self.saving: Saving | None = None
         self.panel = make_panel(training)
+        self.filming = Filming(training.config, folder)
 
     def train(self) -> None:
         """Trains until the run is done or a signal comes, with its logs, evaluations and checkpoints, and saves."""
+        logger.info("%s", self.filming.reason)
         with self.words, self.panel or nullcontext(), self._watched(self.training.env):
             if self.training.progress.updates:  # it was saved before
                 self.words.prepare()
@@ -153,7 +147,7 @@ class Run:
                     self.save(wait=True)  # the environment's failure must not cost what was learned
                     logger.info("%s %s", GO_ON, self.folder)
             for score in scores:
-                self.writer.write({"step": training.env_steps, "episode/return": score})
+                self.records.write({"step": training.env_steps, "episode/return": score})
                 if self.panel is not None:
                     self.panel.add_score(score)
             if progress.updates and progress.first_update_seconds is None:
@@ -165,7 +159,8 @@ class Run:
             if evaluation.due(training.env_steps) and not training.done:
                 self.evaluate()
             self._end_save(wait=False)
-            if save.due(progress.train_seconds):
+            self.filming.look()
+            if save.due(progress.train_seconds) or self.filming.due:
                 self.save(wait=False)
         if self.reading is not None:
             self.log()
@@ -200,6 +195,7 @@ class Run:
             saving.wait()
             if self.panel is not None:
                 self.panel.saved_at = time.monotonic()
+            self.filming.note_checkpoint(saving.step)
         except OSError as error:
             reason = error.strerror or error
             logger.warning("checkpoint of step %d was not written: %s; those before it are kept", saving.step, reason)
@@ -245,7 +241,7 @@ class Run:
                 "return_last20": self.training.progress.mean_score(),
                 **metrics,
             }
-            self.writer.write(record)
+            self.records.write(record)
             if self.panel is None:
                 logger.info("%s", console_line(record))
             else:
@@ -267,12 +263,13 @@ class Run:
         if self.stop.requested():
             return None
         mean = sum(scores) / len(scores)
-        self.writer.write({"step": self.training.env_steps, "eval/return": mean, "eval/returns": scores})
+        self.records.write({"step": self.training.env_steps, "eval/return": mean, "eval/returns": scores})
         logger.info("evaluation: mean return %.1f of %d episodes", mean, len(scores))
+        self.filming.note_evaluation()
         return mean
 
     def finish(self) -> None:
-        """The last evaluation, and summary.json."""
+        """The last evaluation, summary.json, and the last videos."""
         config, progress, env_steps = self.training.config, self.training.progress, self.training.env_steps
         learner = self.training.learner
         summary = {
@@ -292,3 +289,6 @@ class Run:
         text = json.dumps(summary, indent=2)
         (self.folder / "summary.json").write_text(text + "\n")
         logger.info("%s\n%s", self.folder / "summary.json", text)
+        self.filming.wait(self.stop.requested)
+        self.filming.note_checkpoint(env_steps)
+        self.filming.wait(self.stop.requested)

@@ -24,7 +24,9 @@ def tiny_config(folder: Path) -> Config:
         env=EnvConfig(id="CartPole-v1", num_envs=3),
         model=ModelConfig(size="size1m", deter=16, hidden=8, units=8, stoch=4, classes=4, blocks=2),
         replay=ReplayConfig(batch_size=3, batch_length=6),
-        run=RunConfig(dir=str(folder), steps=200, train_ratio=8, device="cpu", log_every=0.1, eval_episodes=2),
+        run=RunConfig(
+            dir=str(folder), steps=200, train_ratio=8, device="cpu", log_every=0.1, eval_episodes=2, videos=0
+        ),
     )
 
 

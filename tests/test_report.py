@@ -1,5 +1,6 @@
 """The page and the table of `python -m fastdreamer.report`: their numbers are those of the runs."""
 
+import base64
 import csv
 import json
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastdreamer import report
 from fastdreamer.config import Config
 from fastdreamer.metrics import JsonlWriter
 from fastdreamer.presets import PRESETS
@@ -146,3 +148,26 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (run / "metrics.jsonl").unlink()
     with pytest.raises(ValueError, match=r"metrics\.jsonl: cannot be read"):
         read_run(run)
+
+
+def test_videos_are_in_the_page_as_long_as_they_are_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest of every run before older ones; the others, and pages, are found from where the page lies."""
+    runs = [write_run(tmp_path / "runs" / name, PRESETS["cartpole"]) for name in ("a", "b c")]
+    for run in runs:
+        for step in (9, 10):
+            folder = run / "videos" / f"step-{step}"
+            folder.mkdir(parents=True)
+            (folder / "episode-0.mp4").write_bytes(bytes([step]) * 100)
+        (folder / "dream.html").write_text("a page")
+    (runs[0] / "machine.jsonl").write_text('{"step": 0, "cpu": "old"}\n{"step": 500, "cpu": "new"}\n')
+    monkeypatch.setattr(report, "EMBEDDED", 250)
+    (tmp_path / "pages").mkdir()
+    assert main([*map(str, runs), "--out", str(tmp_path / "pages" / "page.html")]) == 0
+    first, second = page_data(tmp_path / "pages" / "page.html")["runs"]
+    for run, name in ((first, "a"), (second, "b%20c")):
+        page, film, older = run["films"]
+        assert page == {"step": "step-10", "name": "dream.html", "source": f"../runs/{name}/videos/step-10/dream.html"}
+        assert (film["step"], film["name"]) == ("step-10", "episode-0.mp4")
+        assert film["source"] == "data:video/mp4;base64," + base64.b64encode(b"\n" * 100).decode()
+        assert older["source"] == f"../runs/{name}/videos/step-9/episode-0.mp4"
+    assert [each["cpu"] for each in first["machines"]] == ["old", "new"] and second["machines"] == []

@@ -31,7 +31,7 @@ def tiny_config(folder: Path, env: str = "CartPole-v1") -> Config:
         model=ModelConfig(size="size1m", deter=16, hidden=8, units=8, stoch=4, classes=4, blocks=2, depth=2),
         replay=ReplayConfig(batch_size=3, batch_length=6),
         run=RunConfig(
-            dir=str(folder), steps=90, train_ratio=8, device="cpu", log_every=0, save_every=0, eval_episodes=4
+            dir=str(folder), steps=90, train_ratio=8, device="cpu", log_every=0, save_every=0, eval_episodes=4, videos=0
         ),
     )
 

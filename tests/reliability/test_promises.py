@@ -94,7 +94,14 @@ def test_deterministic_runs_are_equal(tmp_path: Path, bar: Bar, device: str, run
 def test_a_run_listens_to_nobody_and_calls_nobody(tmp_path: Path, bar: Bar, env: str) -> None:
     """Trained, saved, evaluated and resumed."""
     report, folder = tmp_path / "calls.json", tmp_path / "run"
-    arguments = [*SHORT, f"--env.id={env}", f"--run.dir={folder}", "--run.steps=300", "--run.eval_episodes=2"]
+    arguments = [
+        *SHORT,
+        f"--env.id={env}",
+        f"--run.dir={folder}",
+        "--run.steps=300",
+        "--run.eval_episodes=2",
+        "--run.videos=0",
+    ]
     for command in (["cartpole", *arguments], ["--resume", str(folder), "--run.steps=400"]):
         done = subprocess.run(
             [sys.executable, "-c", WATCHED, str(report), *command], capture_output=True, text=True, check=False,

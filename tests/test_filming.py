@@ -1,0 +1,121 @@
+"""Videos beside a run: which checkpoints are filmed, which are kept, and that none of it stops the run."""
+
+import json
+import logging
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_trained import tiny_config
+
+from fastdreamer import filming
+from fastdreamer.config import Config
+from fastdreamer.filming import Filming, kept_folders
+from fastdreamer.run import run
+
+
+def filmed_config(folder: Path, videos: int = 2, **changes: object) -> Config:
+    config = tiny_config(folder)
+    return replace(config, run=replace(config.run, videos=videos, **changes))
+
+
+def fake_films(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Films are made by a program that is `code`, given the folder to write as its last argument."""
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        filming.subprocess, "Popen", lambda words, **rest: popen([sys.executable, "-c", code, words[-1]], **rest)
+    )
+
+
+def never() -> bool:
+    return False
+
+
+WRITES = "import os, sys; open(sys.argv[-1] + '/episode-0.mp4', 'w').write(str(os.getpriority(os.PRIO_PROCESS, 0)))"
+
+
+def test_a_run_films_its_evaluation(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "run"
+    with caplog.at_level(logging.INFO):
+        assert run(filmed_config(folder), resume=False, started=0.0) == 0
+    assert f"videos: after each evaluation, in {folder}/videos; the newest 2 are kept" in caplog.messages
+    assert caplog.messages[-1] == f"videos of step 90: {folder}/videos/step-90"
+    newest = kept_folders(folder / "videos")[-1]
+    assert sorted(path.name for path in newest.iterdir()) == ["dream.html", "episode-0.mp4"]
+    assert not (folder / "videos" / "making").exists()
+    machine = json.loads((folder / "machine.jsonl").read_text())
+    assert machine["step"] == 0 and machine["cpu"]
+
+
+def test_the_newest_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_films(monkeypatch, WRITES)
+    films = Filming(filmed_config(tmp_path), tmp_path)
+    films.note_checkpoint(5)  # before any evaluation
+    assert films.look() and not (tmp_path / "videos").exists()
+    for step in (90, 100, 110):
+        films.note_evaluation()
+        films.note_checkpoint(step)
+        films.note_checkpoint(step + 1)  # no other evaluation came between
+        films.wait(never)
+    assert [path.name for path in kept_folders(tmp_path / "videos")] == ["step-100", "step-110"]
+    assert int((tmp_path / "videos/step-110/episode-0.mp4").read_text()) >= 0
+    films.note_evaluation()
+    films.note_checkpoint(110)  # a run that went back films a step again
+    films.wait(never)
+    assert len(kept_folders(tmp_path / "videos")) == 2
+
+
+def test_a_film_waits_for_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_films(monkeypatch, f"import time; time.sleep(0.5); {WRITES}")
+    films = Filming(filmed_config(tmp_path), tmp_path)
+    films.note_evaluation()
+    films.note_checkpoint(10)
+    assert not films.look()
+    films.note_evaluation()
+    films.note_checkpoint(20)
+    assert films.due
+    films.wait(never)
+    films.note_checkpoint(30)
+    films.wait(never)
+    assert [path.name for path in kept_folders(tmp_path / "videos")] == ["step-10", "step-30"]
+    assert (tmp_path / "videos/step-10/episode-0.mp4").read_text() == "19"  # the lowest priority
+
+
+def test_what_fails_costs_the_film_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake_films(monkeypatch, "import sys; print('first'); sys.exit('fastdreamer: error: no such thing')")
+    films = Filming(filmed_config(tmp_path), tmp_path)
+    films.note_evaluation()
+    films.note_checkpoint(10)
+    films.wait(never)
+    assert caplog.messages == ["no videos of step 10: fastdreamer: error: no such thing"]
+    (tmp_path / "other").write_text("a file, where the folder videos should be made")
+    films = Filming(filmed_config(tmp_path), tmp_path / "other")
+    films.note_evaluation()
+    films.note_checkpoint(20)
+    assert caplog.messages[1:] == ["no videos of step 20: Not a directory"]
+
+
+def test_a_run_that_is_stopped_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_films(monkeypatch, "import time; time.sleep(600)")
+    films = Filming(filmed_config(tmp_path), tmp_path)
+    films.note_evaluation()
+    films.note_checkpoint(10)
+    films.wait(lambda: True)
+    process = films._process
+    films.close()
+    assert process.returncode is not None and list((tmp_path / "videos").iterdir()) == [tmp_path / "videos" / "log.txt"]
+
+
+def test_where_there_are_none_a_user_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for config in (filmed_config(tmp_path, videos=0), filmed_config(tmp_path, eval_episodes=0)):
+        assert Filming(config, tmp_path).reason == "no videos: run.videos or run.eval_episodes is 0"
+    monkeypatch.setattr(filming, "PACKAGES", ("av", "no_such_package"))
+    films = Filming(filmed_config(tmp_path), tmp_path)
+    assert films.reason == "no videos, they need: pip install no_such_package"
+    films.note_evaluation()
+    films.note_checkpoint(10)
+    assert not films.due and not (tmp_path / "videos").exists()
