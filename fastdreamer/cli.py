@@ -21,6 +21,9 @@ from fastdreamer.config import Config, EnvConfig, LossConfig, ModelConfig, Optim
 from fastdreamer.presets import PRESETS
 
 PROGRAM = "python -m fastdreamer.train"
+SCRIPT = "fastdreamer-train"
+"""The same as a program of its own, for a shell to complete."""
+SHELLS = "bash", "zsh"
 OPTIONS = "env.options"
 SHORT = {"--deterministic": "run.deterministic"}
 RESUMABLE = (
@@ -41,6 +44,7 @@ class _Words(NamedTuple):
     preset: str | None
     resume: str | None
     flags: dict[str, str]
+    shell: str | None
     help: bool
 
 
@@ -71,6 +75,8 @@ def parse(argv: Sequence[str]) -> Job:
         raise SystemExit(0)
     try:
         words = _split(argv)
+        if words.shell is not None:
+            _complete(words.shell)
         if words.help:
             _help(_preset(words))
         if words.resume is not None:
@@ -84,11 +90,11 @@ def _split(argv: Sequence[str]) -> _Words:
     """Take the words apart; a flag is its field's dotted name with a value, but for what stands alone in SHORT."""
     presets: list[str] = []
     flags: dict[str, str] = {}
-    known = ["resume", *_hints(Config)]
+    known = ["resume", "completion", *_hints(Config)]
     words = iter(argv)
     for word in words:
         if word in ("-h", "--help"):
-            return _Words(next(iter(presets), None), None, {}, help=True)
+            return _Words(next(iter(presets), None), None, {}, None, help=True)
         if word in SHORT:
             flags[SHORT[word]] = "true"
             continue
@@ -107,7 +113,8 @@ def _split(argv: Sequence[str]) -> _Words:
         flags[name] = value
     if len(presets) > 1:
         raise ValueError(f"unexpected argument {presets[1]!r}: one preset, then flags with a value each")
-    return _Words(next(iter(presets), None), flags.pop("resume", None), flags, help=False)
+    resume, shell = flags.pop("resume", None), flags.pop("completion", None)
+    return _Words(next(iter(presets), None), resume, flags, shell, help=False)
 
 
 def _preset(words: _Words) -> Config:
@@ -192,6 +199,22 @@ def _closest(word: str, names: Iterable[str], dashes: str = "") -> str:
 
 
 def _help(preset: Config) -> NoReturn:
+    lines = [f"  {name:<12} {item.env.id:<34} {item.model.size}" for name, item in PRESETS.items()]
+    _tyro(
+        preset,
+        ["--help"],
+        f"{PROGRAM} [PRESET]",
+        "Train DreamerV3.\n\nPresets (default cartpole; PRESET --help shows its values):\n" + "\n".join(lines),
+    )
+
+
+def _complete(shell: str) -> NoReturn:
+    if shell not in SHELLS:
+        raise ValueError(f"completion must be one of {', '.join(SHELLS)}, got {shell!r}")
+    _tyro(PRESETS["cartpole"], ["--tyro-print-completion", shell], SCRIPT, "")
+
+
+def _tyro(preset: Config, args: list[str], prog: str, description: str) -> NoReturn:
     import tyro  # only here: a run starts without it
 
     run_folder = tyro.conf.arg(metavar="RUN", help="Go on with the run in this folder, without a preset.")
@@ -207,14 +230,6 @@ def _help(preset: Config) -> NoReturn:
         replay: ReplayConfig = preset.replay
         run: RunConfig = preset.run
 
-    lines = [f"  {name:<12} {item.env.id:<34} {item.model.size}" for name, item in PRESETS.items()]
-    tyro.cli(
-        Flags,
-        args=["--help"],
-        prog=f"{PROGRAM} [PRESET]",
-        description="Train DreamerV3.\n\nPresets (default cartpole; PRESET --help shows its values):\n"
-        + "\n".join(lines),
-        config=(tyro.conf.FlagConversionOff,),
-        use_underscores=True,
-    )
-    raise AssertionError("tyro exits after its help")
+    config = (tyro.conf.FlagConversionOff,)
+    tyro.cli(Flags, args=args, prog=prog, description=description, config=config, use_underscores=True)
+    raise AssertionError("tyro exits after its help and its completions")

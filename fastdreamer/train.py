@@ -48,6 +48,11 @@ def main(argv: list[str]) -> int:
         cli.fail(f"{KNOBS}: {str(error)[:200]}", OUT_OF_MEMORY)
 
 
+def program() -> int:
+    """`fastdreamer-train`."""
+    return main(sys.argv[1:])
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether it was the host's or the GPU's memory that ran out: torch has an error of its own for the GPU alone."""
     names = (type(error).__name__, str(error))
@@ -65,4 +70,4 @@ def is_ours(error: ValueError) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(program())

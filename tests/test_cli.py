@@ -277,3 +277,37 @@ def test_help_shows_presets_fields_and_the_values_of_the_preset(line: str, capsy
     assert f"--run.steps INT Agent steps over all environments, resets included. (default: {steps})" in text
     assert f"--env.options.{option} (default: " in text
     assert "--resume RUN" in text and "--preset" not in text
+
+
+COMPLETE = """
+source {script}
+COMP_WORDS=(fastdreamer-train {words})
+COMP_CWORD={at}
+$(complete -p fastdreamer-train | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+
+
+@pytest.mark.parametrize(
+    "words, found",
+    {
+        "--replay.ba": ["--replay.batch_length", "--replay.batch_size"],
+        "--model.size size1": ["size12m", "size1m", "size100m"],
+    }.items(),
+)
+def test_bash_completes_flags_and_their_values(
+    words: str, found: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse(["--completion", "bash"])
+    assert not end.value.code
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    text = COMPLETE.format(script=tmp_path / "script", words=words, at=len(words.split()))
+    done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == set(found)
+
+
+def test_other_shells_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--completion", "fish"])
+    assert capsys.readouterr().err == "fastdreamer: error: completion must be one of bash, zsh, got 'fish'\n"
