@@ -105,6 +105,10 @@ def test_an_episode_is_recorded_as_it_is_played(tmp_path: Path) -> None:
     truth = record(trained.agent, env, steps=500, seed=5)
     env.close()
     again = evaluation_env(trained.config, 1, seed=5)
+    begun = record(trained.agent, again, steps=5, seed=5)
+    np.testing.assert_array_equal(begun.prev_action["action"], truth.prev_action["action"][:5])
+    again.close()
+    again = evaluation_env(trained.config, 1, seed=5)
     first = again.recv()
     assert np.array_equal(truth.obs["vector"][0], first.obs["vector"][0]) and truth.reward[0] == 0
     for at in range(1, len(truth.reward)):  # the action beside a record is the one that led to it

@@ -57,6 +57,7 @@ def test_the_newest_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for step in (90, 100, 110):
         films.note_evaluation()
         films.note_checkpoint(step)
+        films.wait(never)
         films.note_checkpoint(step + 1)  # no other evaluation came between
         films.wait(never)
     assert [path.name for path in kept_folders(tmp_path / "videos")] == ["step-100", "step-110"]

@@ -14,11 +14,12 @@ from mutations_guard import NOT_FINITE
 from mutations_learning import ACTING, ACTOR_CRITIC, OPTIMIZER, WORLD_MODEL
 from mutations_model import DISTRIBUTIONS, LAYERS, RECURRENT
 from mutations_reliability import CURSORS, FAULTY, SAVES
+from mutations_sight import DREAMS, FILMS, USED, WATCHED
 
 ROOT = Path(__file__).parents[1]
 GROUPS = (
     LAYERS, RECURRENT, DISTRIBUTIONS, WORLD_MODEL, ACTOR_CRITIC, ACTING, OPTIMIZER, ENVIRONMENT, RING, CLOCKWORK,
-    CURSORS, FAULTY, SAVES, NOT_FINITE,
+    CURSORS, FAULTY, SAVES, NOT_FINITE, WATCHED, FILMS, DREAMS, USED,
 )  # fmt: skip
 MUTATIONS = [mutation for group in GROUPS for mutation in group.values()]
 NAMES = [name for group in GROUPS for name in group]
