@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 NEEDS := import sys; sys.exit(sys.version_info < (3, 11) and f"fastdreamer needs Python 3.11, got {sys.version.split()[0]}")
 
-.PHONY: train test test-slow test-reliability kernels-check bench lint clean
+.PHONY: train test test-slow test-reliability kernels-check bench pictures lint clean
 
 train: $(VENV)/.train
 	@$(BIN)/python -m fastdreamer.train $(ARGS)
@@ -30,6 +30,9 @@ kernels-check: $(VENV)/.test
 bench: $(VENV)/.test
 	$(PYTEST) bench $(ARGS)
 	$(BIN)/python -m bench.battery --dry-run --out $(VENV)/battery --section tests updates loop peers ops
+
+pictures: $(VENV)/.test
+	$(BIN)/python docs/pictures.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -51,7 +54,7 @@ $(VENV)/.torch: $(VENV)/.made
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard kernels/csrc/* kernels/fastdreamer_kernels/*/*.cpp)
 
 $(VENV)/.train: $(VENV)/.torch $(SOURCES)
-	$(PIP) --quiet -e .
+	$(PIP) --quiet -e '.[report,dream]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.torch $(SOURCES)
