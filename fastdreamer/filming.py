@@ -16,7 +16,7 @@ from fastdreamer.config import Config
 logger = logging.getLogger(__name__)
 
 PACKAGES = "av", "plotly"
-STEPS = 1000
+STEPS = 500
 """Of an episode, at most."""
 POLL_SECONDS = 0.1
 

@@ -24,7 +24,7 @@ class Video:
         import av
 
         self._container = av.open(path, "w")
-        self._stream = self._container.add_stream("libx264", rate=RATE, options={"crf": "18"})
+        self._stream = self._container.add_stream("libx264", rate=RATE, options={"crf": "23"})
         self._stream.pix_fmt = "yuv420p"
         self._begun = False
 

@@ -5,9 +5,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_report import write_run
 
+from fastdreamer.dream import write_video
 from fastdreamer.presets import PRESETS
 from fastdreamer.report import main
 
@@ -27,6 +29,10 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
 
     folder = tmp_path_factory.mktemp("report")
     runs = [write_run(folder / str(seed), PRESETS["atari100k"], 4 * seed, last=100_000) for seed in range(2)]
+    (runs[0] / "videos" / "step-7").mkdir(parents=True)
+    write_video(runs[0] / "videos" / "step-7" / "episode-0.mp4", np.full((30, 48, 64, 3), 99, np.uint8))
+    (runs[0] / "videos" / "step-7" / "dream.html").write_text("a dream")
+    (runs[1] / "machine.jsonl").write_text('{"step": 0, "gpu": "A GPU"}\n')
     assert main([*map(str, runs), "--out", str(folder / "page.html")]) == 0
     options = webdriver.ChromeOptions()
     for flag in (*FLAGS, f"--user-data-dir={folder / 'profile'}"):
@@ -76,6 +82,18 @@ def test_toggles_hover_and_no_request(browser) -> None:
     assert "atari100k" in browser.find_element("css selector", ".hoverlayer").text
     asked = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
     assert asked == []
+
+
+def test_videos_play_in_the_page_and_machines_are_named(browser) -> None:
+    play = "const v = document.querySelector('video'), f = arguments[0]; v.muted = true;"
+    assert browser.execute_async_script(play + " v.play().then(() => f(v.duration))") == pytest.approx(
+        2, abs=0.1
+    )  # 30 pictures at 15 per second
+    assert [each.text for each in browser.find_elements("css selector", "#films a")] == ["step-7, dream.html"]
+    asked = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name.slice(0, 20))")
+    assert all(name.startswith("data:") for name in asked)
+    cells = [each.text for each in browser.find_elements("css selector", "#runs td:last-child")]
+    assert cells == ["-", "A GPU"]
 
 
 def test_a_name_of_a_run_is_text(browser, tmp_path: Path) -> None:
