@@ -50,6 +50,8 @@ def main(argv: list[str]) -> int:
             raise
         fail("--video needs the package av: pip install av")
     except OSError as error:
+        if not words.video:
+            raise
         fail(f"--out {words.out}: cannot be written: {error.strerror or error}")
     print(f"{trained.config.env.id} after {trained.env_steps:,} agent steps: {summary(scores)}")
     return 0

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -24,15 +25,14 @@ POLL_SECONDS = 0.1
 class Filming:
     """The folder videos/ of a run: step-N/ has an episode and its dream as of a checkpoint; the newest are kept.
 
-    due       whether there was an evaluation since the last film
-    reason    what a user is told: where they will be, or why there are none
+    reason   what a user is told: where they will be, or why there are none
     """
 
     def __init__(self, config: Config, folder: Path) -> None:
         self._run, self._videos, self._kept = folder, folder / "videos", config.run.videos
         self._dreams = bool(config.loss.decoder)
         self._process: subprocess.Popen[bytes] | None = None
-        self._step, self.due = 0, False
+        self._step, self._due = 0, False
         self.reason = f"videos: after each evaluation, in {self._videos}; the newest {self._kept} are kept"
         absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
         if not config.run.videos or not config.run.eval_episodes:
@@ -42,13 +42,17 @@ class Filming:
 
     def note_evaluation(self) -> None:
         """The next checkpoint is to be filmed."""
-        self.due = self._kept > 0
+        self._due = self._kept > 0
+
+    def wants_checkpoint(self) -> bool:
+        """Whether there was an evaluation since the last film, and nothing is being filmed."""
+        return self._due and self.look()
 
     def note_checkpoint(self, step: int) -> None:
-        """Films the checkpoint of `step`, the newest one, where that is due and the one before is not still filmed."""
-        if not self.due or not self.look():
+        """Films the checkpoint of `step`, the newest one, where one is wanted."""
+        if not self.wants_checkpoint():
             return
-        self.due = False
+        self._due = False
         try:
             self._process, self._step = self._start(), step
         except OSError as error:
@@ -106,9 +110,9 @@ class Filming:
     def close(self) -> None:
         """Ends what is being filmed."""
         if self._process is not None and not self.look():
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)  # its environments too
             self._process.wait()
-            shutil.rmtree(self._videos / "making")
+            shutil.rmtree(self._videos / "making", ignore_errors=True)
 
 
 def kept_folders(videos: Path) -> list[Path]:

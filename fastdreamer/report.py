@@ -12,6 +12,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -95,7 +96,7 @@ def read_run(path: Path) -> Run:
         raise ValueError(f"{path / 'summary.json'}: {error}") from error
     ratios = [_number(record.get("frame")) / _number(record.get("step")) for record in records if record.get("frame")]
     ratio = float(ratios[-1]) if ratios and np.isfinite(ratios[-1]) else 1.0
-    films = [file for folder in reversed(kept_folders(path / "videos")) for file in sorted(folder.iterdir())]
+    films = [file for folder in reversed(kept_folders(path / "videos")) for file in sorted(folder.glob("*"))]
     summary = summary if isinstance(summary, dict) else None
     return Run(path, config, series(records), ratio, summary, machines, films)
 
@@ -207,14 +208,17 @@ def shown_films(runs: Sequence[Run], folder: Path) -> dict[Path, list[dict[str, 
     left, shown = EMBEDDED, dict[Path, str]()
     for place in range(max((len(run.films) for run in runs), default=0)):
         for path in (run.films[place] for run in runs if place < len(run.films)):
-            size = path.stat().st_size
-            if path.suffix == ".mp4" and size <= left:
-                left -= size
-                shown[path] = "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
-            else:
-                shown[path] = quote(os.path.relpath(path, folder))
+            with suppress(FileNotFoundError):  # a run that goes on has just dropped it
+                size = path.stat().st_size
+                if path.suffix == ".mp4" and size <= left:
+                    left -= size
+                    shown[path] = "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
+                else:
+                    shown[path] = quote(os.path.relpath(path, folder))
     return {
-        run.path: [{"step": path.parent.name, "name": path.name, "source": shown[path]} for path in run.films]
+        run.path: [
+            {"step": path.parent.name, "name": path.name, "source": shown[path]} for path in run.films if path in shown
+        ]
         for run in runs
     }
 

@@ -71,7 +71,7 @@ def run(config: Config, resume: bool, started: float) -> int:
         if stop.signal is None:
             return 0
         if training.done:
-            logger.info("%s is done and saved; its last evaluation was cut short", folder)
+            logger.info("%s is done and saved; its last evaluation or its film was cut short", folder)
         else:
             logger.info("saved; %s %s", GO_ON, folder)
         return 128 + stop.signal
@@ -160,7 +160,7 @@ class Run:
                 self.evaluate()
             self._end_save(wait=False)
             self.filming.look()
-            if save.due(progress.train_seconds) or self.filming.due:
+            if save.due(progress.train_seconds) or self.filming.wants_checkpoint():
                 self.save(wait=False)
         if self.reading is not None:
             self.log()

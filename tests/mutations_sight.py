@@ -27,6 +27,7 @@ COLOURS = "test_video.py::test_colours_are_the_newest_three_or_one_thrice"
 KEPT = "test_filming.py::test_the_newest_are_kept"
 WAITS = "test_filming.py::test_a_film_waits_for_the_one_before"
 FAILS = "test_filming.py::test_what_fails_costs_the_film_alone"
+ONCE = "test_filming.py::test_a_run_saves_once_for_a_film"
 NOW = "test_filming.py::test_a_run_that_is_stopped_does_not_wait"
 BEGINS = "test_dream.py::test_a_dream_begins_where_the_observed_states_end"
 UNITS = "test_dream.py::test_what_the_decoder_says_is_shown_in_units_of_the_observation"
@@ -67,11 +68,12 @@ FILMS = {
     "films episodes that do not count": Mutation(EVALUATE, "[row for row in range(rows) if quota[row]]", "list(range(rows))", EPISODES),
     "evaluated with the seeds of the training": Mutation(EVALUATE, "seed + config.env.num_envs", "seed", BEYOND),
     "keeps the oldest": Mutation(FILMING, "[: -self._kept]", "[self._kept :]", KEPT),
-    "films every checkpoint": Mutation(FILMING, "        self.due = False\n", "", KEPT),
-    "forgets an evaluation while it films": Mutation(FILMING, "        if not self.due or not self.look():\n            return\n        self.due = False", "        due, self.due = self.due, False\n        if not due or not self.look():\n            return", WAITS),
+    "films every checkpoint": Mutation(FILMING, "        self._due = False\n", "", KEPT),
+    "forgets an evaluation while it films": Mutation(FILMING, "        if not self.wants_checkpoint():\n            return\n        self._due = False", "        due, self._due = self.wants_checkpoint(), False\n        if not due:\n            return", WAITS),
+    "saves all the time while it films": Mutation(FILMING, "return self._due and self.look()", "return self._due", ONCE),
     "as urgent as the training": Mutation(FILMING, "process.pid, 19)", "process.pid, 0)", WAITS),
     "the first line of what went wrong": Mutation(FILMING, "lines[-1] if lines", "lines[0] if lines", FAILS),
-    "leaves a half of it": Mutation(FILMING, '            shutil.rmtree(self._videos / "making")\n', "", NOW),
+    "leaves a half of it": Mutation(FILMING, '            shutil.rmtree(self._videos / "making", ignore_errors=True)\n', "", NOW),
 }  # fmt: skip
 DREAMS = {
     "observes one step less": Mutation(DREAM, "slice(begin + CONTEXT, min(", "slice(begin + CONTEXT - 1, min(", BEGINS),

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_trained import tiny_config
@@ -13,6 +14,7 @@ from test_trained import tiny_config
 from fastdreamer import filming
 from fastdreamer.config import Config
 from fastdreamer.filming import Filming, kept_folders
+from fastdreamer.loop import Training
 from fastdreamer.run import run
 
 
@@ -24,9 +26,8 @@ def filmed_config(folder: Path, videos: int = 2, **changes: object) -> Config:
 def fake_films(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Films are made by a program that is `code`, given the folder to write as its last argument."""
     popen = subprocess.Popen
-    monkeypatch.setattr(
-        filming.subprocess, "Popen", lambda words, **rest: popen([sys.executable, "-c", code, words[-1]], **rest)
-    )
+    fake = SimpleNamespace(Popen=lambda words, **rest: popen([sys.executable, "-c", code, words[-1]], **rest))
+    monkeypatch.setattr(filming, "subprocess", fake)
 
 
 def never() -> bool:
@@ -76,7 +77,7 @@ def test_a_film_waits_for_the_one_before(tmp_path: Path, monkeypatch: pytest.Mon
     assert not films.look()
     films.note_evaluation()
     films.note_checkpoint(20)
-    assert films.due
+    assert not films.wants_checkpoint()
     films.wait(never)
     films.note_checkpoint(30)
     films.wait(never)
@@ -119,4 +120,24 @@ def test_where_there_are_none_a_user_is_told(tmp_path: Path, monkeypatch: pytest
     assert films.reason == "no videos, they need: pip install no_such_package"
     films.note_evaluation()
     films.note_checkpoint(10)
-    assert not films.due and not (tmp_path / "videos").exists()
+    assert not films.wants_checkpoint() and not (tmp_path / "videos").exists()
+
+
+def test_a_run_saves_once_for_a_film(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not for an evaluation that comes while the one before is filmed, which takes until the end here."""
+    summary = tmp_path / "run" / "summary.json"
+    fake_films(monkeypatch, f"import os, time\nwhile not os.path.exists({str(summary)!r}): time.sleep(0.05)\n{WRITES}")
+    saved: list[int] = []
+    begin = Training.begin_save
+
+    def counted(self: Training, folder: Path) -> object:
+        saved.append(self.env_steps)
+        return begin(self, folder)
+
+    monkeypatch.setattr(Training, "begin_save", counted)
+    assert (
+        run(filmed_config(tmp_path / "run", eval_every=60, eval_episodes=1, steps=300), resume=False, started=0.0) == 0
+    )
+    first_update = filmed_config(tmp_path).first_update
+    assert saved == [first_update, 60, 300]
+    assert [path.name for path in kept_folders(tmp_path / "run" / "videos")] == ["step-60", "step-300"]

@@ -236,7 +236,7 @@ def test_a_signal_in_the_last_evaluation_promises_nothing(
     monkeypatch.setattr("fastdreamer.run.evaluate", interrupted)
     with caplog.at_level("INFO"):
         assert run(tiny_config(tmp_path / "run"), resume=False, started=0.0) == 130
-    assert caplog.messages[-1] == f"{tmp_path / 'run'} is done and saved; its last evaluation was cut short"
+    assert caplog.messages[-1] == f"{tmp_path / 'run'} is done and saved; its last evaluation or its film was cut short"
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["eval_return"] is None
 
 
