@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
         fail(error)
     except OSError as error:
         fail(f"--out {words.out}: cannot be written: {error.strerror}")
-    print(f"{words.out} ({len(page) / 1e6:.1f} MB), {table}: {len(words.runs)} runs, open the page in a browser")
+    print(f"{words.out} ({len(page) / 1e6:.1f} MB), {table}: runs: {len(words.runs)}, open the page in a browser")
     return 0
 
 

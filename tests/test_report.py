@@ -44,7 +44,7 @@ def test_the_page_has_the_numbers_of_its_runs(tmp_path: Path, capsys: pytest.Cap
     other = replace(cartpole, loss=replace(cartpole.loss, horizon=5))
     runs = [write_run(tmp_path / f"a{seed}", cartpole, seed) for seed in (0, 3)] + [write_run(tmp_path / "b", other)]
     assert main([*map(str, runs), "--out", str(tmp_path / "page.html")]) == 0
-    assert "3 runs" in capsys.readouterr().out
+    assert "runs: 3" in capsys.readouterr().out
     data = page_data(tmp_path / "page.html")
     assert list(data["groups"]) == ["cartpole", "cartpole, loss.horizon 5"]
     group = data["groups"]["cartpole"]
