@@ -11,7 +11,8 @@ from fastdreamer import profiling
 from fastdreamer.loop import Training
 from fastdreamer.metrics import JsonlWriter
 from fastdreamer.profiling import Range, RangeName, make_ranges, range_
-from fastdreamer.run import Run, Stop
+from fastdreamer.run import Run
+from fastdreamer.stop import Stop
 
 
 class RecordingDomain:

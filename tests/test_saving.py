@@ -12,7 +12,9 @@ from fastdreamer import checkpoint
 from fastdreamer.loop import Training
 from fastdreamer.metrics import JsonlWriter
 from fastdreamer.replay_files import RingSave
-from fastdreamer.run import Run, Stop
+from fastdreamer.run import Run
+from fastdreamer.steps import put_back
+from fastdreamer.stop import Stop
 
 
 class Disk:
@@ -66,8 +68,14 @@ def test_it_holds_the_moment_it_was_taken(job: Run, disk: Disk, tmp_path: Path) 
         job.save(wait=False)
         train(job.training, 2)
         assert job.saving is not None and not job.saving.done()
+        replay = job.training.learner.replay
+        rings = [*replay.records.values(), *replay.latents.values()]
+        now = [ring.clone() for ring in rings]
+        for ring in rings:
+            ring.fill_(1)  # of what will be written nothing is read from here any more
         disk.free.set()
         job._end_save(wait=True)
+        put_back(rings, now)
     job.training.env.close()
     for step, moment in moments[1:]:  # two are kept
         resumed = Training(job.training.config, checkpoint.load(tmp_path / "checkpoints" / f"step-{step:09}"))

@@ -20,7 +20,8 @@ from fastdreamer.config import Config, EnvConfig, ModelConfig, ReplayConfig
 from fastdreamer.guard import MOST_SKIPPED, DivergedError, Guard
 from fastdreamer.loop import Training
 from fastdreamer.metrics import JsonlWriter, read_jsonl
-from fastdreamer.run import Run, Stop
+from fastdreamer.run import Run
+from fastdreamer.stop import Stop
 
 Bar = Callable[[str, bool], None]
 UPDATES, FROM = 16, 4
