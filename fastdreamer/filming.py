@@ -65,10 +65,12 @@ class Filming:
         command = ["fastdreamer.dream", "--steps", str(STEPS)]
         if not self._dreams:
             command = ["fastdreamer.evaluate", "--episodes", "1", "--video"]
+        # on the CPU, whatever the run computes on and with
+        environment = {name: value for name, value in os.environ.items() if name != "FASTDREAMER_KERNELS"}
         with (self._videos / "log.txt").open("w") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", *command, str(self._run), "--out", str(making)],
-                env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+                env=environment | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for the run

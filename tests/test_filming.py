@@ -34,7 +34,10 @@ def never() -> bool:
     return False
 
 
-WRITES = "import os, sys; open(sys.argv[-1] + '/episode-0.mp4', 'w').write(str(os.getpriority(os.PRIO_PROCESS, 0)))"
+WRITES = """import os, sys
+found = os.getpriority(os.PRIO_PROCESS, 0), os.environ["CUDA_VISIBLE_DEVICES"], os.environ.get("FASTDREAMER_KERNELS")
+open(sys.argv[-1] + "/episode-0.mp4", "w").write(repr(found))
+"""
 
 
 def test_a_run_films_its_evaluation(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -62,7 +65,7 @@ def test_the_newest_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         films.note_checkpoint(step + 1)  # no other evaluation came between
         films.wait(never)
     assert [path.name for path in kept_folders(tmp_path / "videos")] == ["step-100", "step-110"]
-    assert int((tmp_path / "videos/step-110/episode-0.mp4").read_text()) >= 0
+    assert (tmp_path / "videos/step-110/episode-0.mp4").exists()
     films.note_evaluation()
     films.note_checkpoint(110)  # a run that went back films a step again
     films.wait(never)
@@ -70,7 +73,8 @@ def test_the_newest_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_film_waits_for_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_films(monkeypatch, f"import time; time.sleep(0.5); {WRITES}")
+    monkeypatch.setenv("FASTDREAMER_KERNELS", "triton")
+    fake_films(monkeypatch, f"import time\ntime.sleep(0.5)\n{WRITES}")
     films = Filming(filmed_config(tmp_path), tmp_path)
     films.note_evaluation()
     films.note_checkpoint(10)
@@ -82,7 +86,8 @@ def test_a_film_waits_for_the_one_before(tmp_path: Path, monkeypatch: pytest.Mon
     films.note_checkpoint(30)
     films.wait(never)
     assert [path.name for path in kept_folders(tmp_path / "videos")] == ["step-10", "step-30"]
-    assert (tmp_path / "videos/step-10/episode-0.mp4").read_text() == "19"  # the lowest priority
+    # the lowest priority, no GPU, no kernels of one
+    assert (tmp_path / "videos/step-10/episode-0.mp4").read_text() == "(19, '', None)"
 
 
 def test_what_fails_costs_the_film_alone(
