@@ -56,6 +56,7 @@ def random_agent(obs: Spaces, act: Spaces) -> Agent:
     return agent.requires_grad_(False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_thousand_steps_are_the_same(tmp_path: Path, case: str) -> None:
     agent = random_agent(*CASES[case])
