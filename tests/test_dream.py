@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fake_envs import Clock
+from picture_envs import Clock
 from test_export import random_agent
 from test_trained import saved_training, tiny_config
 from test_video import read_video
@@ -121,7 +121,7 @@ def test_an_episode_is_recorded_as_it_is_played(tmp_path: Path) -> None:
 
 def test_a_known_episode_is_aligned_with_its_dream(tmp_path: Path) -> None:
     """Picture t shows step t and the action before it: in the record, in the video of the episode and of the dream."""
-    saved_training(tmp_path / "run", "fake_envs:Clock")
+    saved_training(tmp_path / "run", "picture_envs:Clock")
     trained = load(tmp_path / "run")
     camera = evaluation_camera(trained.config, 1, 0)
     truth = record(trained.agent, camera.env, 200, 0)

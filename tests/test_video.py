@@ -6,8 +6,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from fake_envs import Clock
 from numpy.typing import NDArray
+from picture_envs import Clock
 from test_trained import saved_training, tiny_config
 
 from fastdreamer.evaluate import evaluate, evaluation_camera, evaluation_env, film, main
@@ -43,7 +43,7 @@ def test_colours_are_the_newest_three_or_one_thrice() -> None:
 @pytest.mark.parametrize("name, size", [("Clock", (240, 240)), ("Drawn", (32, 42))])
 def test_a_film_is_of_every_episode_that_counts(tmp_path: Path, name: str, size: tuple[int, int]) -> None:
     """Of what an environment draws, or else of the image that it observes, from the reset to the last step."""
-    saved_training(tmp_path / "run", f"fake_envs:{name}")
+    saved_training(tmp_path / "run", f"picture_envs:{name}")
     trained = load(tmp_path / "run")
     scores = film(trained, 4, 0, tmp_path / "videos")
     with closing(evaluation_env(trained.config, 4, 0)) as env:
