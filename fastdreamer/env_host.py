@@ -138,10 +138,10 @@ def _serve(pipe: Connection, make: Maker) -> None:
         env = make()
         answer: object = env.spaces
         while True:
-            pipe.send(answer)
             try:
+                pipe.send(answer)
                 method, arguments = pipe.recv()
-            except EOFError:
+            except (EOFError, ConnectionError):  # the run is over, perhaps without having taken the last answer
                 break
             answer = getattr(env, method)(*arguments)
         env.close()

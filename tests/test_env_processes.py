@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from fastdreamer.env import make_env
 from fastdreamer.presets import PIXELS
 
 NO_DRIVER = "no EGL driver is installed, which rendering needs: apt install libegl-mesa0 libgl1-mesa-dri"
@@ -89,3 +92,12 @@ def test_without_a_driver_rendering_is_refused_in_one_line(options: dict[str, ob
 def test_leaving_while_environments_step(id: str, options: dict[str, object], way: str) -> None:
     done = run_python(LEAVE, id, json.dumps(options), way)
     assert (done.returncode, done.stdout) == (0, "left\n"), done.stderr
+
+
+def test_processes_end_in_silence_where_nobody_takes_their_answer(capfd: pytest.CaptureFixture[str]) -> None:
+    env = make_env("fake_envs:Counter", num_envs=2, seed=0, options={"vectorization": "async"})
+    step = env.recv()
+    env.send({"action": np.zeros(len(step.reward), np.int32)})
+    time.sleep(0.5)  # their answers lie in the pipes
+    env.close()
+    assert capfd.readouterr().err == ""
